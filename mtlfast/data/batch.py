@@ -1,0 +1,77 @@
+"""One mini-batch: sparse fields, ragged histories, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mtlfast.jagged import JaggedSequences
+
+__all__ = ["Batch"]
+
+
+@dataclass
+class Batch:
+    """B candidates of U users; U == B unless ``user_index`` is given.
+
+    Attributes:
+        sparse: int64 ``[B, F]``, one id per field; 0 is padding or unknown.
+        sequences: item ids (int64) of the M histories of U users, oldest first.
+        labels: float32 ``[B, T]``, 0 or 1.
+        user_index: int64 ``[B]`` with values in ``[0, U)``: whose histories a candidate uses;
+            ``None`` means candidate i uses the histories of user i.
+
+    A pytree node, so ``torch.compile``, ``torch.export`` and ``tree_map`` see its tensors.
+    """
+
+    sparse: Tensor
+    sequences: JaggedSequences
+    labels: Tensor
+    user_index: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.sparse.shape[0]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, fn: Any) -> Batch:
+        sequences = self.sequences
+        return Batch(
+            sparse=fn(self.sparse),
+            sequences=JaggedSequences(
+                fn(sequences.values),
+                fn(sequences.offsets),
+                sequences.num_behaviors,
+                sequences.max_len,
+            ),
+            labels=fn(self.labels),
+            user_index=None if self.user_index is None else fn(self.user_index),
+        )
+
+
+def _flatten(batch: Batch) -> tuple[list[Any], None]:
+    return [batch.sparse, batch.sequences, batch.labels, batch.user_index], None
+
+
+def _unflatten(children: Any, context: None) -> Batch:
+    return Batch(*children)
+
+
+pytree.register_pytree_node(
+    Batch,
+    _flatten,
+    _unflatten,
+    serialized_type_name="mtlfast.data.batch.Batch",
+    to_dumpable_context=lambda context: None,
+    from_dumpable_context=lambda context: None,
+)
