@@ -1,0 +1,86 @@
+"""One wording for every error: argument, what was expected, what was found.
+
+Shape and dtype errors are built with :func:`bad`. Data errors (the *values* in ``offsets`` or
+``user_index``) have the same texts in the reference, in the C++ kernels and here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bad(argument: str, expected: object, found: object) -> ValueError:
+    """The ValueError for one wrong argument; the caller raises it."""
+    return ValueError(f"{argument}: expected {expected}, found {found}")
+
+
+def describe(value: object) -> str:
+    """What an error says of ``value``: dtype, shape and device of a tensor, else its type."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {shape_text(value)} on {value.device}"
+    return type(value).__name__
+
+
+def shape_text(value: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in value.shape) + "]"
+
+
+def require_tensor(argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise bad(argument, "a tensor", type(value).__name__)
+
+
+def check_offsets(offsets: Tensor, num_values: int, num_behaviors: int, max_len: int) -> None:
+    """Reads ``offsets`` (a host sync on CUDA) and raises ValueError where its data are wrong.
+
+    offsets ``[M*U+1]`` must start at 0, never decrease and end at ``num_values``; no segment may be
+    longer than ``max_len``.
+    """
+    offsets = offsets.detach()
+    if offsets[0].item() != 0:
+        raise bad("offsets", "offsets[0] == 0", offsets[0].item())
+    # Compared, not subtracted: the difference of two arbitrary integers may overflow.
+    decreasing = offsets[1:] < offsets[:-1]
+    if decreasing.any():
+        at = int(decreasing.nonzero()[0].item()) + 1
+        before, after = offsets[at - 1 : at + 1].tolist()
+        raise bad(
+            "offsets",
+            "non-decreasing values",
+            f"offsets[{at}] = {after} after offsets[{at - 1}] = {before}",
+        )
+    if offsets[-1].item() != num_values:
+        raise bad("offsets", f"offsets[-1] == len(values) = {num_values}", offsets[-1].item())
+    lengths = offsets.diff()
+    too_long = lengths > max_len
+    if too_long.any():
+        at = int(too_long.nonzero()[0].item())
+        num_users = lengths.numel() // num_behaviors
+        raise bad(
+            "max_len",
+            "an upper bound of every sequence length",
+            f"max_len = {max_len} and a sequence of length {lengths[at].item()} "
+            f"(behavior {at // num_users}, user {at % num_users})",
+        )
+
+
+def check_user_index(user_index: Tensor, num_users: int) -> None:
+    """Reads ``user_index`` and raises ValueError where a value is outside ``[0, num_users)``."""
+    user_index = user_index.detach()
+    outside = (user_index < 0) | (user_index >= num_users)
+    if outside.any():
+        at = int(outside.nonzero()[0].item())
+        raise bad(
+            "user_index",
+            f"values in [0, {num_users})",
+            f"user_index[{at}] = {user_index[at].item()}",
+        )
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether the values of ``tensor`` can be looked at here and now without a device sync."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return type(tensor) in (Tensor, torch.nn.Parameter)
