@@ -1,0 +1,388 @@
+"""Builds the C++ part of mtlfast: which files, which flags, and where torch's headers are.
+
+The tree is the build description. Every folder `csrc/<stem>/` may hold
+  cpu.cpp         the torch side of an op, compiled once for the baseline of the machine's family
+  cpu_kernel.cpp  the arithmetic, free of torch, compiled once per instruction set
+and needs no entry anywhere. Results, relative to the package folder `mtlfast/`:
+  lib/libmtlfast_cpu.so   schemas and CPU ops; knows neither Python nor a torch version
+  _C.<abi>.so             the thin pybind11 module
+
+Used by setup.py; run as a program it builds and runs the C++ tests under the sanitizers:
+  python csrc/native_build.py sanitize
+It never imports torch, so that it works inside pip's build isolation.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent
+ROOT = CSRC.parent
+
+TORCH_MINIMUM = (2, 11)
+TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest torch whose stable ABI is used: 2.11
+CORE_LIBRARY = "lib/libmtlfast_cpu.so"
+MODULE = "_C" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
+
+# Contraction of a*b+c is allowed (it is how the kernels are meant to run); nothing that would let
+# the compiler assume away NaN or infinity is.
+COMMON_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+]
+TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+X86_ISAS: dict[str, list[str]] = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+}
+
+
+class BuildError(SystemExit):
+    """Stops the build with a message for the user instead of a traceback."""
+
+    def __init__(self, message: str) -> None:
+        bar = "-" * 88
+        super().__init__(f"\n{bar}\nmtlfast: {message}\n{bar}")
+
+
+# ---------------------------------------------------------------------------------- torch
+
+
+@dataclass(frozen=True)
+class Torch:
+    """An installed torch, looked at from outside."""
+
+    root: Path
+    version: str
+
+    @property
+    def include(self) -> Path:
+        return self.root / "include"
+
+    @property
+    def lib(self) -> Path:
+        return self.root / "lib"
+
+
+def _site_directories() -> Iterator[Path]:
+    """Folders where the installing environment may keep torch, the likeliest first."""
+    if override := os.environ.get("MTLFAST_TORCH_DIR"):
+        yield Path(override).expanduser().resolve().parent
+        return
+    spec = importlib.util.find_spec("torch")  # looks, does not import
+    if spec is not None and spec.submodule_search_locations:
+        yield from (Path(p).parent for p in spec.submodule_search_locations)
+    # pip's build isolation hides site-packages from sys.path, not from sysconfig.
+    for scheme in ("platlib", "purelib"):
+        yield Path(sysconfig.get_path(scheme))
+    if site.ENABLE_USER_SITE or site.ENABLE_USER_SITE is None:
+        yield Path(site.getusersitepackages())
+    # A virtual environment made with --system-site-packages sees its parent's packages too.
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    if config.is_file() and re.search(
+        r"include-system-site-packages\s*=\s*true", config.read_text(), re.IGNORECASE
+    ):
+        base = {"base": sys.base_prefix, "platbase": sys.base_prefix}
+        yield Path(sysconfig.get_path("platlib", vars=base))
+
+
+def find_torch() -> Torch:
+    """The torch to build against; stops the build with the command to run where there is none."""
+    seen: list[str] = []
+    for directory in _site_directories():
+        root = directory / "torch"
+        if str(root) in seen:
+            continue
+        seen.append(str(root))
+        if not (root / "include/torch/csrc/stable/library.h").is_file():
+            continue
+        match = re.search(r"__version__ = '([^']+)'", (root / "version.py").read_text())
+        version = match.group(1) if match else "unknown"
+        numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+        if numbers < TORCH_MINIMUM:
+            raise BuildError(
+                f"torch {version} in {directory} is too old; the ops need torch >= 2.11.\n"
+                '  Run this first:  python -m pip install --upgrade "torch>=2.11"'
+            )
+        return Torch(root, version)
+    looked = "\n".join(f"    {s}" for s in seen)
+    raise BuildError(
+        f"torch was not found; the build needs its headers. Looked for\n{looked}\n"
+        '  Run this first:  python -m pip install "torch>=2.11"\n'
+        "  and then repeat the command. Where torch is somewhere else, set MTLFAST_TORCH_DIR to its\n"
+        "  package folder. MTLFAST_BUILD_EXTENSION=0 installs mtlfast without its C++ ops (slow)."
+    )
+
+
+# ------------------------------------------------------------------------------- compiler
+
+
+def find_compiler() -> str:
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["g++", "c++", "clang++"]:
+        if shutil.which(name.split()[0]):
+            return name
+    raise BuildError(
+        f"no C++ compiler found (looked for {wanted or 'g++, c++, clang++'}).\n"
+        "  Install one (Debian and Ubuntu: apt-get install g++), or set CXX, or install without the\n"
+        "  C++ ops: MTLFAST_BUILD_EXTENSION=0 python -m pip install ."
+    )
+
+
+def _accepts(compiler: str, flags: list[str]) -> bool:
+    command = [*compiler.split(), "-std=c++20", *flags, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(command, input="", text=True, capture_output=True).returncode == 0
+
+
+def isa_flags(compiler: str) -> dict[str, list[str]]:
+    """The instruction sets this compiler can build for on this machine's family, with their flags."""
+    if not _accepts(compiler, []):
+        raise BuildError(f"{compiler} does not accept -std=c++20 (needs gcc >= 11 or clang >= 13).")
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {"portable": []}
+    return {isa: flags for isa, flags in X86_ISAS.items() if _accepts(compiler, flags)}
+
+
+# ------------------------------------------------------------------------------ ninja file
+
+
+def stems() -> list[str]:
+    return sorted({p.parent.name for p in CSRC.glob("*/cpu*.cpp")})
+
+
+def kernel_sources() -> list[Path]:
+    return sorted(CSRC.glob("*/cpu_kernel.cpp"))
+
+
+@dataclass
+class Ninja:
+    """A build.ninja in the making."""
+
+    directory: Path
+    compiler: str
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lines += [
+            "ninja_required_version = 1.8",
+            "rule cxx",
+            f"  command = {self.compiler} -MMD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = C++ $out",
+            "rule link",
+            f"  command = {self.compiler} $in -o $out $flags",
+            "  description = link $out",
+        ]
+
+    def compile(self, source: Path, name: str, flags: list[str]) -> str:
+        self._edge("cxx", name, [str(source)], flags)
+        return name
+
+    def link(self, name: str, inputs: list[str], flags: list[str], after: list[str] = []) -> str:  # noqa: B006
+        self._edge("link", name, inputs, flags, after)
+        return name
+
+    def _edge(
+        self,
+        rule: str,
+        out: str,
+        inputs: list[str],
+        flags: list[str],
+        after: list[str] | None = None,
+    ) -> None:
+        implicit = f" | {' '.join(_quote(a) for a in after)}" if after else ""
+        self.lines.append(f"build {out}: {rule} {' '.join(_quote(i) for i in inputs)}{implicit}")
+        self.lines.append("  flags = " + " ".join(_shell(f) for f in flags))
+
+    def run(self, *targets: str) -> None:
+        text = "\n".join(self.lines) + "\n"
+        file = self.directory / "build.ninja"
+        if not file.is_file() or file.read_text() != text:
+            file.write_text(text)
+        command = [_ninja_program(), "-C", str(self.directory), *targets]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command[1:1] = ["-j", jobs]
+        if subprocess.run(command).returncode != 0:
+            raise BuildError("the C++ build failed; the compiler's messages are above.")
+
+
+def _quote(path: str) -> str:
+    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _shell(flag: str) -> str:
+    quoted = flag if re.fullmatch(r"[\w@%+=:,./$-]+", flag) else "'" + flag + "'"
+    return quoted.replace("$", "$$")
+
+
+def _ninja_program() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        if program := shutil.which("ninja"):
+            return program
+    raise BuildError("ninja was not found.\n  Run this first:  python -m pip install ninja")
+
+
+# --------------------------------------------------------------------------------- library
+
+
+def _defines(isas: dict[str, list[str]]) -> list[str]:
+    return [f"-DMTLFAST_HAS_{isa.upper()}=1" for isa in isas if isa != "portable"]
+
+
+def _include(torch: Torch) -> list[str]:
+    return ["-I", str(CSRC), "-isystem", str(torch.include)]
+
+
+def _kernel_objects(n: Ninja, isas: dict[str, list[str]], extra: list[str]) -> list[str]:
+    return [
+        n.compile(
+            source,
+            f"{source.parent.name}.{isa}.o",
+            [*COMMON_FLAGS, *flags, f"-DMTLFAST_ISA={isa}", "-I", str(CSRC), *extra],
+        )
+        for source in kernel_sources()
+        for isa, flags in isas.items()
+    ]
+
+
+def _library_objects(
+    n: Ninja, torch: Torch, isas: dict[str, list[str]], extra: list[str]
+) -> list[str]:
+    """Everything in libmtlfast_cpu.so."""
+    baseline = [*COMMON_FLAGS, *_defines(isas), *extra]
+    objects = [n.compile(CSRC / "common/isa.cpp", "isa.o", [*baseline, "-I", str(CSRC)])]
+    with_torch = [*baseline, *TORCH_FLAGS, *_include(torch)]
+    objects.append(n.compile(CSRC / "schemas.cpp", "schemas.o", with_torch))
+    for source in sorted(CSRC.glob("*/cpu.cpp")):
+        objects.append(n.compile(source, f"{source.parent.name}.cpu.o", with_torch))
+    return objects + _kernel_objects(n, isas, extra)
+
+
+def _module_flags(isas: dict[str, list[str]]) -> list[str]:
+    import pybind11
+
+    return [
+        *COMMON_FLAGS,
+        *_defines(isas),
+        f"-DMTLFAST_VERSION={_version()}",
+        f"-DMTLFAST_TORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        "-I",
+        str(CSRC),
+        "-isystem",
+        pybind11.get_include(),
+        "-isystem",
+        sysconfig.get_path("include"),
+    ]
+
+
+def _version() -> str:
+    match = re.search(r'"([^"]+)"', (ROOT / "mtlfast/_version.py").read_text())
+    assert match
+    return match.group(1)
+
+
+def output_names() -> list[str]:
+    return [CORE_LIBRARY, MODULE]
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One build at a time in one folder; a second one waits and then finds everything done."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build_directory(kind: str, compiler: str, torch: Torch | None = None) -> Path:
+    # Another torch, compiler or Python gets another folder, so that switching between two
+    # environments does not compile everything anew each time.
+    key = f"{compiler}|{torch.root if torch else ''}|{sysconfig.get_config_var('EXT_SUFFIX')}"
+    tag = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return ROOT / "build" / f"{kind}-{sysconfig.get_platform()}-{tag}"
+
+
+def build_into(package: Path) -> None:
+    """Compiles what changed and puts the libraries into `package` (a folder named mtlfast)."""
+    torch = find_torch()
+    compiler = find_compiler()
+    isas = isa_flags(compiler)
+    print(f"mtlfast: torch {torch.version} in {torch.root}")
+    print(f"mtlfast: {compiler} for {', '.join(isas)}; stems: {', '.join(stems()) or 'none yet'}")
+
+    directory = _build_directory("native", compiler, torch)
+    with _locked(directory):
+        n = Ninja(directory, compiler)
+        library = Path(CORE_LIBRARY).name
+        n.link(
+            library,
+            _library_objects(n, torch, isas, []),
+            [
+                "-shared",
+                f"-Wl,-soname,{library}",
+                "-Wl,--as-needed",
+                "-Wl,-z,defs",
+                # Before torch, whose libraries export copies of some C++ runtime functions: those
+                # are no part of its stable ABI.
+                "-lstdc++",
+                f"-L{torch.lib}",
+                f"-Wl,-rpath-link,{torch.lib}",
+                "-ltorch_cpu",
+            ],
+        )
+        n.compile(CSRC / "bindings.cpp", "bindings.o", _module_flags(isas))
+        # The Python symbols come from the interpreter, so undefined ones are expected here.
+        n.link(
+            MODULE,
+            ["bindings.o", library],
+            ["-shared", "-Wl,-rpath,$ORIGIN/lib", f"-Wl,-rpath-link,{torch.lib}"],
+        )
+        n.run()
+        for name in output_names():
+            _install(directory / Path(name).name, package / name)
+
+
+def _install(source: Path, target: Path) -> None:
+    """Replaces `target` in one step: a process that has the old library mapped keeps it whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".new-")
+    os.close(handle)
+    shutil.copyfile(source, temporary)
+    os.chmod(temporary, 0o755)
+    os.replace(temporary, target)
+
+
+if __name__ == "__main__":
+    raise SystemExit(__doc__)

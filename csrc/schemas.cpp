@@ -1,0 +1,37 @@
+// Every op schema of mtlfast, in one place. Kernels register themselves in csrc/<stem>/cpu.cpp;
+// fakes, autograd and autocast are in mtlfast/ops/<stem>.py.
+//
+// Names follow the shapes in the docstrings of mtlfast/ops. Arity is fixed and no output is
+// optional: what a call does not need comes back with size 0.
+#include <torch/csrc/stable/library.h>
+
+// The 16 weights of the encoder and decoder layer, in nn.Linear layout, float32.
+#define MTLFAST_WEIGHTS                                          \
+  "Tensor enc_q, Tensor enc_k, Tensor enc_v, Tensor enc_o, "     \
+  "Tensor enc_w1, Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, " \
+  "Tensor dec_q, Tensor dec_k, Tensor dec_v, Tensor dec_o, "     \
+  "Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2"
+#define MTLFAST_TENSORS_4 "Tensor, Tensor, Tensor, Tensor"
+#define MTLFAST_TENSORS_16 \
+  MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4
+
+STABLE_TORCH_LIBRARY(mtlfast, m) {
+  // -> out [B, T, M, d], normalized [N, d], rstd [N], head [B, T, M, d]
+  m.def(
+      "conditional_interest_forward("
+      "Tensor values, Tensor offsets, int num_behaviors, SymInt max_len, "
+      "Tensor target, Tensor? user_index, " MTLFAST_WEIGHTS
+      ", "
+      "Tensor scale, Tensor shift, int num_heads, float eps, bool save_for_backward) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // -> gradients of values, target, the 16 weights, scale, shift
+  m.def(
+      "conditional_interest_backward("
+      "Tensor grad_out, "
+      "Tensor values, Tensor offsets, int num_behaviors, SymInt max_len, "
+      "Tensor target, Tensor? user_index, " MTLFAST_WEIGHTS
+      ", "
+      "Tensor scale, Tensor shift, int num_heads, float eps, "
+      "Tensor normalized, Tensor rstd, Tensor head) "
+      "-> (Tensor, Tensor, " MTLFAST_TENSORS_16 ", Tensor, Tensor)");
+}

@@ -1,0 +1,54 @@
+"""Fused kernels and models for multi-task recommendation on ragged behavior sequences.
+
+Importing this package loads the C++ ops and nothing else; submodules and the names below are
+imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mtlfast import _extension
+from mtlfast._version import __version__
+from mtlfast.env import env
+
+if TYPE_CHECKING:
+    from mtlfast.jagged import JaggedSequences as JaggedSequences
+
+_extension.load()
+
+# Name -> the module that defines it.
+_LAZY = {
+    "JaggedSequences": "mtlfast.jagged",
+}
+_SUBMODULES = frozenset(
+    {
+        "data",
+        "heads",
+        "jagged",
+        "kernels",
+        "models",
+        "nn",
+        "ops",
+        "reference",
+        "sequence",
+        "training",
+    }
+)
+
+__all__ = ["JaggedSequences", "__version__", "env"]  # noqa: F822 (found by __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"mtlfast.{name}")
+    raise AttributeError(f"module 'mtlfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_SUBMODULES})
