@@ -136,8 +136,8 @@ def find_torch() -> Torch:
     raise BuildError(
         f"torch was not found; the build needs its headers. Looked for\n{looked}\n"
         '  Run this first:  python -m pip install "torch>=2.11"\n'
-        "  and then repeat the command. Where torch is somewhere else, set MTLFAST_TORCH_DIR to its\n"
-        "  package folder. MTLFAST_BUILD_EXTENSION=0 installs mtlfast without its C++ ops (slow)."
+        "  and then repeat the command. Where torch is somewhere else, set MTLFAST_TORCH_DIR to\n"
+        "  its package folder. MTLFAST_BUILD_EXTENSION=0 installs without the C++ ops (slow)."
     )
 
 
@@ -151,8 +151,8 @@ def find_compiler() -> str:
             return name
     raise BuildError(
         f"no C++ compiler found (looked for {wanted or 'g++, c++, clang++'}).\n"
-        "  Install one (Debian and Ubuntu: apt-get install g++), or set CXX, or install without the\n"
-        "  C++ ops: MTLFAST_BUILD_EXTENSION=0 python -m pip install ."
+        "  Install one (Debian and Ubuntu: apt-get install g++), or set CXX, or install without\n"
+        "  the C++ ops (slow): MTLFAST_BUILD_EXTENSION=0 python -m pip install ."
     )
 
 
@@ -162,7 +162,7 @@ def _accepts(compiler: str, flags: list[str]) -> bool:
 
 
 def isa_flags(compiler: str) -> dict[str, list[str]]:
-    """The instruction sets this compiler can build for on this machine's family, with their flags."""
+    """The instruction sets to build for: those of this machine's family the compiler knows."""
     if not _accepts(compiler, []):
         raise BuildError(f"{compiler} does not accept -std=c++20 (needs gcc >= 11 or clang >= 13).")
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -384,5 +384,85 @@ def _install(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
+# ------------------------------------------------------------------------------ sanitizers
+
+# -O1 keeps stack traces readable and the run short; a NaN or an infinity is no error to UBSan.
+SANITIZER_FLAGS = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+
+
+def sanitize(pattern: str = "") -> None:
+    """Builds the C++ tests with AddressSanitizer and UBSan and runs them on every instruction set.
+
+    Two programs: the torch-free kernels alone, and the whole library inside a plain C++ process
+    with libtorch. `pattern` runs only the tests whose name contains it.
+    """
+    torch = find_torch()
+    compiler = find_compiler()
+    isas = isa_flags(compiler)
+    extra = [*SANITIZER_FLAGS, "-Wno-unused-function"]
+    directory = _build_directory("sanitize", compiler, torch)
+    programs = ["kernel_tests"]
+    with _locked(directory):
+        n = Ninja(directory, compiler)
+        flags = [*COMMON_FLAGS, *_defines(isas), *extra, "-I", str(CSRC)]
+        runner = n.compile(CSRC / "tests/main.cpp", "main.o", flags)
+        library = _library_objects(n, torch, isas, extra)
+        # What is left without torch: the choice of instruction set and the kernels.
+        torch_free = [o for o in library if o == "isa.o" or o.rsplit(".", 2)[-2] in isas]
+        tests = [n.compile(p, f"{p.stem}.o", flags) for p in sorted(CSRC.glob("tests/test_*.cpp"))]
+        n.link("kernel_tests", [runner, *tests, *torch_free], SANITIZER_FLAGS)
+        if sources := sorted(CSRC.glob("tests/torch/test_*.cpp")):
+            with_torch = [*flags, *TORCH_FLAGS, *_include(torch)]
+            tests = [n.compile(p, f"torch.{p.stem}.o", with_torch) for p in sources]
+            n.link(
+                "op_tests",
+                [runner, *tests, *library],
+                [
+                    *SANITIZER_FLAGS,
+                    f"-L{torch.lib}",
+                    f"-Wl,-rpath,{torch.lib}",
+                    "-ltorch_cpu",
+                    "-lc10",
+                ],
+            )
+            programs.append("op_tests")
+        n.run()
+    for program in programs:
+        _run_sanitized(directory / program, list(isas), pattern)
+
+
+def _run_sanitized(program: Path, isas: list[str], pattern: str) -> None:
+    print(f"{program.name}, with AddressSanitizer and UndefinedBehaviorSanitizer:", flush=True)
+    # Leaks are looked for where only our code runs; libtorch keeps what its static objects own.
+    leaks = "detect_leaks=" + ("0" if program.name == "op_tests" else "1")
+    for isa in _runnable(isas):
+        environment = {
+            **os.environ,
+            "MTLFAST_CPU_CAPABILITY": isa,
+            "ASAN_OPTIONS": f"strict_string_checks=1:detect_stack_use_after_return=1:{leaks}",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+        command = [str(program), *([pattern] if pattern else [])]
+        if subprocess.run(command, env=environment).returncode != 0:
+            raise BuildError(f"{program.name} failed on {isa}; the report is above.")
+
+
+def _runnable(isas: list[str]) -> list[str]:
+    """Those of `isas` that this CPU has."""
+    info = Path("/proc/cpuinfo")
+    words = set(info.read_text().split()) if info.is_file() else set()
+    needs = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512vl", "avx512bw"}}
+    needs["avx512_bf16"] = needs["avx512"] | {"avx512_bf16"}
+    return [isa for isa in isas if needs.get(isa, set()) <= words]
+
+
 if __name__ == "__main__":
-    raise SystemExit(__doc__)
+    if sys.argv[1:2] != ["sanitize"]:
+        raise SystemExit(__doc__)
+    sanitize(*sys.argv[2:3])

@@ -37,7 +37,7 @@ _SUBMODULES = frozenset(
     }
 )
 
-__all__ = ["JaggedSequences", "__version__", "env"]  # noqa: F822 (found by __getattr__)
+__all__ = ["JaggedSequences", "__version__", "env"]
 
 
 def __getattr__(name: str) -> Any:

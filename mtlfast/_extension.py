@@ -95,8 +95,8 @@ def cpu_capability() -> str:
 def set_cpu_capability(name: str) -> None:
     """Makes the CPU kernels use the instruction set `name`, or the best one again with "auto".
 
-    The environment variable MTLFAST_CPU_CAPABILITY does the same from the start. Meant for tests and
-    for comparing; call it while no op is running.
+    The environment variable MTLFAST_CPU_CAPABILITY does the same from the start. Meant for tests
+    and for comparing; call it while no op is running.
 
     Raises:
         ValueError: `name` is unknown, was not compiled, or cannot run on this CPU.
