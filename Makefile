@@ -1,0 +1,71 @@
+# `make` alone lists what there is. A machine with Python >= 3.10, a C++ compiler and make suffices:
+# every target makes its own environment in .venv, from whatever package index pip is set up for.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+EXTRAS := train,bench,test,dev
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc kernels -type f \
+  \( -name '*.cpp' -o -name '*.h' -o -name '*.py' \) -not -path '*/tests/*')
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench sanitize clean
+
+help: ## show this list
+	@echo "mtlfast: fused kernels and models for multi-task recommendation"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON) (>= 3.10)  TORCH=$(TORCH)  TESTS=tests/ops/...  ARGS='-k ragged'"
+	@echo "A demo on your own event log: make demo MTLFAST_DATA=path/to/folder"
+
+install: $(READY) ## make .venv: torch, the compiled package, every tool
+
+demo: $(READY) ## train DTRN for a minute, then compare fused with reference: parity, speed, memory
+	$(BIN)/python -m mtlfast demo $(ARGS)
+
+test: $(READY) ## all tests; one folder: make test TESTS=tests/ops ARGS='-k empty'
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+lint: $(READY) ## ruff, mypy, clang-format: report, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(READY) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(READY) ## time the ops against every baseline; table, JSON, CSV and plots
+	$(BIN)/python -m mtlfast bench $(ARGS)
+
+sanitize: $(READY) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python csrc/native_build.py sanitize $(ARGS)
+
+clean: ## remove .venv, everything built, and all caches
+	rm -rf $(VENV) build dist *.egg-info mtlfast/lib mtlfast/_C.*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than Python 3.10; name another one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing $(TORCH) ..."
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy
+	@touch $@
+
+# Installed in place (-e): Python files take effect at once, changed C++ files are compiled by the
+# next make.
+$(READY): $(VENV)/.torch $(BUILD_INPUTS)
+	@echo "Building mtlfast and installing its tools ..."
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@touch $@
