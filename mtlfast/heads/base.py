@@ -1,0 +1,100 @@
+"""What every multi-task head has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from mtlfast.errors import bad
+from mtlfast.heads.checks import check_count, check_dropout, check_units
+from mtlfast.heads.stacked import Towers
+
+
+class MultiTaskHead(nn.Module, ABC):
+    """Logits ``[B, T]`` from one representation per task, or from one for all tasks.
+
+    Given ``[B, T, D]``, every sub-network owned by task ``t`` reads ``r_t``, and every shared
+    sub-network is evaluated on ``r_t`` when it serves task ``t`` (DTRN, CIKM 2023, Eq. 10). Given
+    ``[B, D]``, or ``T`` equal representations, this is the ordinary head.
+
+    A ``[B, T, D]`` input that lies task by task in memory (``x.transpose(0, 1)`` contiguous) is
+    read without a copy.
+
+    Subclasses give the input of the towers. ``input_dim`` is ``D``, ``tower_units`` the hidden
+    widths of the towers, ``dropout`` the probability after every hidden activation.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        repr_dim: int,
+        tower_units: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        check_count("input_dim", input_dim)
+        check_count("num_tasks", num_tasks)
+        check_dropout(dropout)
+        check_units("tower_units", tower_units, allow_empty=True)
+        self.input_dim = input_dim
+        self.num_tasks = num_tasks
+        self.repr_dim = repr_dim
+        self.towers = Towers(num_tasks, repr_dim, tower_units, dropout)
+
+    @abstractmethod
+    def task_repr(self, x: Tensor) -> Tensor:
+        """``[S, B, D]``, ``S`` = 1 (one input for all tasks) or ``T``, to ``[T, B, repr_dim]``."""
+
+    @overload
+    def forward(self, x: Tensor, *, return_task_repr: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, *, return_task_repr: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, x: Tensor, *, return_task_repr: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``[B, T]``.
+
+        Args:
+            x: ``[B, T, D]`` or ``[B, D]``.
+            return_task_repr: also return the input of the towers ``[B, T, repr_dim]``, as
+                ``(logits, task_repr)``.
+        """
+        if x.dim() == 2:
+            streams = x.unsqueeze(0)
+        elif x.dim() == 3 and x.shape[1] == self.num_tasks:
+            streams = x.transpose(0, 1)
+        else:
+            streams = None
+        if streams is None or x.shape[-1] != self.input_dim:
+            raise bad(
+                "x",
+                f"shape [B, {self.num_tasks}, {self.input_dim}] or [B, {self.input_dim}]",
+                f"shape {list(x.shape)}",
+            )
+        task_repr = self.task_repr(streams)
+        logits = self.towers(task_repr)
+        return (logits, task_repr.transpose(0, 1)) if return_task_repr else logits
+
+    def extra_loss(self, logits: Tensor) -> Tensor | None:
+        """What this head adds to the loss of the tasks: None for most."""
+        return None
+
+    def set_prior(self, positive_rates: Sequence[float]) -> None:
+        """Start every task's output bias at the log-odds of its positive rate."""
+        if len(positive_rates) != self.num_tasks:
+            raise bad("positive_rates", f"{self.num_tasks} rates", len(positive_rates))
+        rates = torch.tensor(positive_rates, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+        with torch.no_grad():
+            self.towers.bias.copy_(torch.logit(rates))
+
+
+def shared_rows(x: Tensor) -> Tensor:
+    """``[S, B, D]`` as ``[1, S*B, D]``, the input of networks that serve all streams."""
+    return x.reshape(1, x.shape[0] * x.shape[1], x.shape[2])

@@ -1,0 +1,120 @@
+"""Several small networks of one shape, computed as a few large matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def stacked_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
+) -> Tensor:
+    """``G`` linear maps, of which each of ``S`` inputs feeds ``G / S`` consecutive ones.
+
+    Args:
+        x: ``[S, R, in]``, rows of ``S`` inputs.
+        weight: ``[G, out, in]``, each map in ``nn.Linear`` layout.
+        bias: ``[G, out]``.
+        relu: followed by a ReLU.
+
+    Returns:
+        ``[G, R, out]``, possibly a transposed view. The weights are never copied: the maps that
+        read the same input are one product.
+    """
+    groups, width, in_dim = weight.shape
+    streams, rows, _ = x.shape
+    per_stream = groups // streams
+    if streams == 1:
+        flat_bias = None if bias is None else bias.flatten()
+        out = F.linear(x[0], weight.view(groups * width, in_dim), flat_bias)
+        # In place, and before any view: in place on a view costs the backward a copy.
+        out = out.relu_() if relu else out
+        return out.view(rows, groups, width).transpose(0, 1)
+    grouped = weight.view(streams, per_stream * width, in_dim).transpose(1, 2)
+    if bias is None:
+        out = torch.bmm(x, grouped)
+    else:
+        out = torch.baddbmm(bias.view(streams, 1, per_stream * width), x, grouped)
+    out = out.relu_() if relu else out
+    if per_stream == 1:
+        return out
+    out = out.view(streams, rows, per_stream, width).transpose(1, 2)
+    return out.reshape(groups, rows, width)
+
+
+class StackedMLP(nn.Module):
+    """``num_networks`` multi-layer perceptrons of one shape, ReLU after every layer.
+
+    Parameters ``weights.{i} [G, out, in]`` and ``biases.{i} [G, out]``.
+
+    Args:
+        num_networks: ``G``.
+        input_dim: width of the input.
+        units: width of each layer; with none the module passes its input on.
+        dropout: probability after every activation.
+    """
+
+    def __init__(
+        self, num_networks: int, input_dim: int, units: Sequence[int], dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_networks = num_networks
+        self.dropout = dropout
+        widths = [input_dim, *units]
+        self.output_dim = widths[-1]
+        self.weights = nn.ParameterList(
+            torch.empty(num_networks, n_out, n_in) for n_in, n_out in pairwise(widths)
+        )
+        self.biases = nn.ParameterList(torch.empty(num_networks, width) for width in units)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights per network, zero biases."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            for network in weight:
+                nn.init.xavier_uniform_(network)
+            nn.init.zeros_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[S, R, in]`` to ``[G, R, out]``; ``S`` divides ``G``, see :func:`stacked_linear`."""
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = stacked_linear(x, weight, bias, relu=True)
+            if self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+        return x
+
+
+class Towers(nn.Module):
+    """One tower per task: hidden layers with ReLU, then one logit.
+
+    Args:
+        num_tasks: ``T``.
+        input_dim: width of each task's representation.
+        units: hidden widths; none for a plain linear output.
+        dropout: probability after every activation.
+    """
+
+    def __init__(
+        self, num_tasks: int, input_dim: int, units: Sequence[int] = (), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.hidden = StackedMLP(num_tasks, input_dim, units, dropout)
+        self.weight = nn.Parameter(torch.empty(num_tasks, 1, self.hidden.output_dim))
+        self.bias = nn.Parameter(torch.empty(num_tasks))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights per task, zero biases."""
+        self.hidden.reset_parameters()
+        for tower in self.weight:
+            nn.init.xavier_uniform_(tower)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, B, in]`` to logits ``[B, T]``."""
+        x = self.hidden(x)
+        return stacked_linear(x, self.weight, self.bias.unsqueeze(1)).squeeze(-1).t()

@@ -1,0 +1,25 @@
+"""The training loss of multi-task models."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtlfast.errors import bad
+
+
+def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of every task ``[T]``, the mean over the batch, in float32.
+
+    DTRN (CIKM 2023) Eq. 11.
+
+    Args:
+        logits: ``[B, T]``.
+        labels: ``[B, T]``, 0 or 1.
+    """
+    if labels.shape != logits.shape:
+        raise bad("labels", f"shape {list(logits.shape)}", f"shape {list(labels.shape)}")
+    # Low precision costs nothing here and would cost accuracy in rare tasks.
+    logits = logits.float() if logits.element_size() < 4 else logits
+    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    return losses.mean(dim=0)
