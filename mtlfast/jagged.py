@@ -130,7 +130,7 @@ class JaggedSequences:
             raise bad("nested", "at least one jagged nested tensor", "an empty list")
         values, lengths, longest = [], [], 0
         for b, tensor in enumerate(nested):
-            if not (isinstance(tensor, Tensor) and tensor.layout is torch.jagged):
+            if getattr(tensor, "layout", None) is not torch.jagged:
                 raise bad(f"nested[{b}]", "a tensor of layout torch.jagged", describe(tensor))
             if getattr(tensor, "_ragged_idx", 1) != 1:
                 raise bad(f"nested[{b}]", "shape [U, j, ...], ragged in dimension 1", "another")

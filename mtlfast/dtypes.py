@@ -1,0 +1,48 @@
+"""Which dtype an op computes in: promotion as torch does it, and the autocast rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .errors import bad, describe
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def require_floating(argument: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATING:
+        raise bad(argument, "dtype float32, bfloat16, float16 or float64", describe(tensor))
+
+
+def promoted(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The common dtype of floating tensors, as torch promotes them."""
+    dtypes = iter({tensor.dtype for tensor in tensors})
+    result = next(dtypes)
+    for dtype in dtypes:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of the active autocast region on this kind of device, or None outside of one."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def activation_and_compute_dtype(
+    activations: Iterable[Tensor], parameters: Iterable[Tensor], device: torch.device
+) -> tuple[torch.dtype, torch.dtype]:
+    """``(dtype of activations and output, dtype of parameters and statistics)``.
+
+    Under autocast the first is the autocast dtype and the second float32; as everywhere in torch,
+    float64 is left alone by autocast. Otherwise both are the promoted dtype of everything.
+    """
+    common = promoted([*activations, *parameters])
+    autocast = autocast_dtype(device)
+    if autocast is None or common == torch.float64:
+        return common, common
+    return autocast, torch.float32

@@ -1,0 +1,12 @@
+"""Every op in plain PyTorch: the definition, in any floating dtype and on any device.
+
+The same names and signatures as :mod:`mtlfast.ops`, without ``backend``.
+"""
+
+from .conditional_interest import (
+    ConditionalTransformerWeights,
+    TransformerWeights,
+    conditional_interest,
+)
+
+__all__ = ["ConditionalTransformerWeights", "TransformerWeights", "conditional_interest"]
