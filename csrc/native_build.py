@@ -352,6 +352,7 @@ def build_into(package: Path) -> None:
             [
                 "-shared",
                 f"-Wl,-soname,{library}",
+                f"-Wl,--version-script={CSRC / 'exports.map'}",
                 "-Wl,--as-needed",
                 "-Wl,-z,defs",
                 # Before torch, whose libraries export copies of some C++ runtime functions: those

@@ -1,0 +1,106 @@
+"""The built libraries: what they need, what they export, and the choice of instruction set."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mtlfast
+from mtlfast import _extension
+
+pytestmark = pytest.mark.skipif(
+    not _extension.cpu_ops_available(), reason="mtlfast was installed without its C++ part"
+)
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+
+LIBRARY = Path(mtlfast.__file__).parent / "lib" / "libmtlfast_cpu.so"
+SHIMS = ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h", "inductor/aoti_torch/c/shim_cpu.h")
+
+
+def symbols(*options: str) -> list[str]:
+    text = subprocess.run(
+        ["nm", "-D", *options, str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split()[-1] for line in text.splitlines() if " w " not in line]
+
+
+@needs_nm
+def test_the_library_needs_only_the_stable_abi():
+    include = Path(torch.__file__).parent / "include" / "torch" / "csrc"
+    stable = "\n".join((include / shim).read_text() for shim in SHIMS)
+    # Symbols of the C and C++ runtimes carry a version (name@GLIBC_2.34), those of torch do not.
+    runtime = re.compile(r"@@?(GLIBC|GLIBCXX|CXXABI|GCC)_")
+    foreign = [
+        name
+        for name in symbols("--undefined-only")
+        if not runtime.search(name) and not re.search(rf"\b{re.escape(name)}\s*\(", stable)
+    ]
+    assert foreign == []
+
+
+@needs_nm
+def test_the_library_exports_only_its_c_interface():
+    assert set(symbols("--defined-only")) == {
+        "mtlfast_compiled_isas",
+        "mtlfast_cpu_capability",
+        "mtlfast_cpu_capability_detected",
+        "mtlfast_set_cpu_capability",
+    }
+
+
+def test_build_config():
+    config = _extension.build_config()
+    assert config["version"] == mtlfast.__version__
+    assert config["torch_target_version"] == "2.11"
+    assert config["cpu_isas"][0] == "portable"
+    assert config["cuda"] is False
+    assert config["compiler"]
+
+
+def test_cpu_capability_can_be_lowered_and_restored():
+    before = _extension.cpu_capability()
+    detected = mtlfast.env().cpu_capability["detected"]
+    try:
+        _extension.set_cpu_capability("portable")
+        assert _extension.cpu_capability() == "portable"
+        _extension.set_cpu_capability(detected)
+        assert _extension.cpu_capability() == detected
+    finally:
+        _extension.set_cpu_capability(before)
+
+
+def test_an_impossible_cpu_capability_is_a_value_error():
+    before = _extension.cpu_capability()
+    with pytest.raises(ValueError, match=r'name: expected .* found "sse9"'):
+        _extension.set_cpu_capability("sse9")
+    assert _extension.cpu_capability() == before
+
+
+@pytest.mark.parametrize(("name", "expected"), [("portable", "portable"), ("sse9", None)])
+def test_cpu_capability_from_the_environment(name, expected, tmp_path):
+    code = "from mtlfast import _extension as e; print(e.cpu_capability())"
+    environment = {**os.environ, "MTLFAST_CPU_CAPABILITY": name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (expected or mtlfast.env().cpu_capability["detected"])
+    assert ("sse9" in done.stderr) == (expected is None)
+
+
+def test_env_reports_what_is_loaded():
+    report = mtlfast.env()
+    assert report.versions["torch"] == torch.__version__
+    assert report.unavailable == ""
+    assert "conditional_interest_forward" in report.ops
+    assert report.as_dict()["ops"] == list(report.ops)
+    text = str(report)
+    assert torch.__version__ in text
+    assert report.cpu_capability["active"] in text
