@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
@@ -16,6 +18,15 @@ import native_build as native  # noqa: E402  (csrc/native_build.py, found throug
 
 # MTLFAST_BUILD_EXTENSION=0 asks for the pure Python package; nothing else ever drops the C++ part.
 WITH_EXTENSION = os.environ.get("MTLFAST_BUILD_EXTENSION", "1") != "0"
+
+
+class PythonBuild(build_py):
+    """Starts from an empty folder: a file deleted from the sources must not live on in a wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "mtlfast", ignore_errors=True)
+        super().run()
 
 
 class NativeBuild(build_ext):
@@ -50,5 +61,5 @@ setup(
     package_dir={"mtlfast": "mtlfast", "mtlfast.kernels": "kernels"},
     package_data={"mtlfast": ["py.typed"]},
     ext_modules=[Extension("mtlfast._C", ["csrc/bindings.cpp"])] if WITH_EXTENSION else [],
-    cmdclass={"build_ext": NativeBuild},
+    cmdclass={"build_py": PythonBuild, "build_ext": NativeBuild},
 )

@@ -206,19 +206,13 @@ class Ninja:
         self._edge("cxx", name, [str(source)], flags)
         return name
 
-    def link(self, name: str, inputs: list[str], flags: list[str], after: list[str] = []) -> str:  # noqa: B006
-        self._edge("link", name, inputs, flags, after)
+    def link(self, name: str, inputs: list[str], flags: list[str], *after: Path) -> str:
+        """Links `inputs`; done again too when one of the files in `after` changes."""
+        self._edge("link", name, inputs, flags, *after)
         return name
 
-    def _edge(
-        self,
-        rule: str,
-        out: str,
-        inputs: list[str],
-        flags: list[str],
-        after: list[str] | None = None,
-    ) -> None:
-        implicit = f" | {' '.join(_quote(a) for a in after)}" if after else ""
+    def _edge(self, rule: str, out: str, inputs: list[str], flags: list[str], *after: Path) -> None:
+        implicit = "".join(f" | {_quote(str(path))}" for path in after)
         self.lines.append(f"build {out}: {rule} {' '.join(_quote(i) for i in inputs)}{implicit}")
         self.lines.append("  flags = " + " ".join(_shell(f) for f in flags))
 
@@ -346,13 +340,14 @@ def build_into(package: Path) -> None:
     with _locked(directory):
         n = Ninja(directory, compiler)
         library = Path(CORE_LIBRARY).name
+        exports = CSRC / "exports.map"
         n.link(
             library,
             _library_objects(n, torch, isas, []),
             [
                 "-shared",
                 f"-Wl,-soname,{library}",
-                f"-Wl,--version-script={CSRC / 'exports.map'}",
+                f"-Wl,--version-script={exports}",
                 "-Wl,--as-needed",
                 "-Wl,-z,defs",
                 # Before torch, whose libraries export copies of some C++ runtime functions: those
@@ -362,6 +357,7 @@ def build_into(package: Path) -> None:
                 f"-Wl,-rpath-link,{torch.lib}",
                 "-ltorch_cpu",
             ],
+            exports,
         )
         n.compile(CSRC / "bindings.cpp", "bindings.o", _module_flags(isas))
         # The Python symbols come from the interpreter, so undefined ones are expected here.
