@@ -4,7 +4,23 @@ Knows nothing of ops, modules or models; it only makes :class:`Batch` objects.
 """
 
 from mtlfast.data.batch import Batch
+from mtlfast.data.event_log import EventLog, read_event_log
+from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
+from mtlfast.data.open_source import SOURCES, open_source
 from mtlfast.data.source import BatchStream, DataSource
 from mtlfast.data.spec import DatasetSpec
+from mtlfast.data.synthetic import SyntheticSource
 
-__all__ = ["Batch", "BatchStream", "DataSource", "DatasetSpec"]
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "BatchStream",
+    "DataSource",
+    "DatasetSpec",
+    "EventLog",
+    "EventLogConfig",
+    "EventLogSource",
+    "SyntheticSource",
+    "open_source",
+    "read_event_log",
+]

@@ -96,8 +96,11 @@ class DatasetSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DatasetSpec:
         """Inverse of :meth:`to_dict`."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"data: expected the keys of DatasetSpec, found {error}") from error
 

@@ -1,0 +1,92 @@
+"""Data sources by name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtlfast.data.event_log import read_event_log
+from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
+from mtlfast.data.source import DataSource
+from mtlfast.data.synthetic import ECOMMERCE, TENREC, Shape, SyntheticSource
+
+__all__ = ["SOURCES", "open_source"]
+
+_DESKDROP_CUT = 1_483_228_800  # 2017-01-01 00:00 UTC
+_DATA_FOLDER = "MTLFAST_DATA"
+
+# What `open_source` understands, with a line of help each.
+SOURCES = {
+    "synthetic:tenrec": "generated, shaped like Tenrec QK-Video-1M: 4 tasks, 5 behaviors, 5 fields",
+    "synthetic:ecommerce": "generated, shaped like an ad log: 4 tasks in a funnel, 5 behaviors",
+    "deskdrop:PATH": "parquet event log (file or folder); without PATH $MTLFAST_DATA/deskdrop",
+}
+
+
+def open_source(name: str, **options: Any) -> DataSource:
+    """Open a data set.
+
+    Args:
+        name: one of :data:`SOURCES`.
+        options: for the synthetic ones see ``SyntheticSource``; for event logs those of
+            ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``.
+
+    Raises:
+        ValueError: for an unknown name or option (saying which exist), or for bad data.
+    """
+    kind, _, rest = name.partition(":")
+    if name == TENREC.name:
+        return _synthetic(TENREC, options)
+    if name == ECOMMERCE.name:
+        return _synthetic(ECOMMERCE, options)
+    if kind == "deskdrop":
+        return _deskdrop(rest, options)
+    known = "".join(f"\n  {source:20} {text}" for source, text in SOURCES.items())
+    raise ValueError(f"data source: expected one of{known}\nfound {name!r}")
+
+
+def _synthetic(shape: Shape, options: dict[str, Any]) -> DataSource:
+    _check_options(options, _keywords(SyntheticSource))
+    return SyntheticSource(shape, **options)
+
+
+def _deskdrop(path: str, options: dict[str, Any]) -> DataSource:
+    config_keywords = _keywords(EventLogConfig)
+    _check_options(options, [*config_keywords, "seed", "on_error"])
+    given = {k: v for k, v in options.items() if k in config_keywords}
+    # Lists come from YAML.
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    config = EventLogConfig(**{"cut": _DESKDROP_CUT, **given})
+    log = read_event_log(
+        _folder(path),
+        len(config.behaviors),
+        context_columns=config.context_columns,
+        on_error=options.get("on_error", "raise"),
+    )
+    return EventLogSource(log, config, seed=options.get("seed", 0), name="deskdrop")
+
+
+def _folder(path: str) -> Path:
+    if path:
+        return Path(path).expanduser()
+    root = os.environ.get(_DATA_FOLDER)
+    if not root:
+        raise ValueError(
+            "data source: expected deskdrop:PATH, or deskdrop with the environment variable "
+            f"{_DATA_FOLDER} naming a folder that holds deskdrop/, found neither"
+        )
+    return Path(root) / "deskdrop"
+
+
+def _keywords(target: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(target).parameters
+    return [name for name in parameters if name != "shape"]
+
+
+def _check_options(options: dict[str, Any], known: list[str]) -> None:
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"options: expected some of {known}, found {unknown}")
