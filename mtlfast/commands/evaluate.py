@@ -1,0 +1,79 @@
+"""`mtlfast evaluate`: AUC and LogLoss of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mtlfast.commands.settings import add_settings, given_settings
+from mtlfast.training.config import TrainConfig
+
+NAME = "evaluate"
+HELP = "AUC and LogLoss per task of a checkpoint"
+DESCRIPTION = """\
+Score a checkpoint on the test part of a data source and write the table as JSON and
+CSV. Settings that are not given are those the model was trained with.
+"""
+EXAMPLES = """\
+examples:
+  the latest checkpoint of a run, on the data it was trained with
+    mtlfast evaluate --checkpoint runs/dtrn-tenrec-001
+
+  one checkpoint with the reference implementation, to compare with the fused one
+    mtlfast evaluate --checkpoint runs/dtrn-tenrec-001/checkpoints/step-000000500.pt \\
+        --backend reference --output reference.json
+"""
+_SETTINGS = (
+    "data",
+    "data_options",
+    "backend",
+    "batch_size",
+    "precision",
+    "accelerator",
+    "threads",
+    "prefetch",
+    "test_batches",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", required=True, help="run folder or checkpoint file"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="JSON file to write, its table beside it as .csv "
+        "(default: evaluation-<data>-<step> in the run folder)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_settings(parser, TrainConfig, _SETTINGS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score, print, write."""
+    from mtlfast.training.assemble import evaluate_checkpoint
+    from mtlfast.training.evaluation import METRIC_COLUMNS, format_metrics, metrics_rows
+    from mtlfast.training.files import write_csv, write_json
+
+    given = given_settings(options, TrainConfig)
+    report = evaluate_checkpoint(options.checkpoint, given, quiet=options.quiet)
+    output = Path(options.output) if options.output else _default_output(report)
+    write_json(output, report)
+    write_csv(output.with_suffix(".csv"), METRIC_COLUMNS, metrics_rows(report["metrics"]))
+    print(format_metrics(report["metrics"]))
+    auc = report["mean_auc"]
+    print(f"mean AUC {'n/a' if auc is None else format(auc, '.4f')}")
+    print(f"written to {output} and {output.with_suffix('.csv')}")
+    return 0
+
+
+def _default_output(report: dict[str, Any]) -> Path:
+    from mtlfast.training.runs import data_label
+
+    checkpoint = Path(report["checkpoint"])
+    inside_run = checkpoint.parent.name == "checkpoints"
+    folder = checkpoint.parent.parent if inside_run else checkpoint.parent
+    return folder / f"evaluation-{data_label(report['data'])}-{checkpoint.stem}.json"

@@ -1,0 +1,153 @@
+"""From a config, or a checkpoint, to a trainer or a model that is ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtlfast import models
+from mtlfast.data import DatasetSpec, DataSource, open_source
+from mtlfast.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from mtlfast.training.config import TrainConfig, changed_keys, expand
+from mtlfast.training.loop import Trainer, check_spec, load_weights
+from mtlfast.training.metrics import mean_auc
+
+__all__ = [
+    "evaluate_checkpoint",
+    "load_model",
+    "make_model",
+    "make_source",
+    "resume_training",
+    "start_training",
+]
+
+
+def make_source(config: TrainConfig) -> DataSource:
+    """The data source that ``config`` names."""
+    return open_source(expand(config.data), **config.data_options)
+
+
+def make_model(config: TrainConfig, spec: DatasetSpec) -> nn.Module:
+    """The model that ``config`` names, freshly initialised from its seed."""
+    torch.manual_seed(config.seed)
+    return models.build(config.model, spec, config.model_options, backend=_backend(config))
+
+
+def start_training(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> Trainer:
+    """A trainer at step 0."""
+    from lightning_fabric import seed_everything
+
+    source = make_source(config)
+    seed_everything(config.seed, verbose=False)
+    return Trainer(config, source, make_model(config, source.spec), run_dir, quiet=quiet)
+
+
+def resume_training(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+) -> Trainer:
+    """A trainer that goes on where a checkpoint stands.
+
+    Args:
+        path: a run folder (its latest checkpoint) or a checkpoint file in one.
+        overrides: settings to change; only those that leave the numbers so far as they are, for
+            example ``max_steps``.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used.
+        ValueError: naming a setting that may not change.
+    """
+    file = find_checkpoint(path)
+    content = load_checkpoint(file)
+    stored = _stored_config(content, file)
+    config = TrainConfig.from_dict({**stored.to_dict(), **(overrides or {})}, "settings")
+    for name, (was, asked) in changed_keys(stored, config).items():
+        raise ValueError(
+            f"{name}: the run in {file} was trained with {was!r}, asked for is {asked!r}; a run "
+            "goes on with its own settings: leave this one out, or start a new run"
+        )
+    trainer = start_training(config, _run_folder(file), quiet=quiet)
+    trainer.restore(content, file)
+    return trainer
+
+
+def load_model(path: str | Path, *, backend: str | None = None) -> tuple[nn.Module, TrainConfig]:
+    """The trained model of a checkpoint, in eval mode, and the settings it was trained with.
+
+    Args:
+        path: a run folder (its latest checkpoint) or a checkpoint file.
+        backend: implementation of the fused ops; that of the training run when None.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used.
+    """
+    file = find_checkpoint(path)
+    content = load_checkpoint(file)
+    config = _stored_config(content, file)
+    spec = DatasetSpec.from_dict(content["spec"])
+    backend = _backend(config) if backend is None else backend
+    model = models.build(config.model, spec, config.model_options, backend=backend)
+    load_weights(model, content, file)
+    return model.eval(), config
+
+
+def evaluate_checkpoint(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on the test part of a data source.
+
+    Args:
+        path: a run folder (its latest checkpoint) or a checkpoint file.
+        overrides: settings that differ from those the model was trained with: data, backend,
+            precision, batch_size and the like.
+
+    Returns:
+        checkpoint, step, model, data, backend, precision, metrics per task, mean_auc, seconds.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used with this data.
+    """
+    file = find_checkpoint(path)
+    content = load_checkpoint(file)
+    stored = _stored_config(content, file)
+    config = TrainConfig.from_dict({**stored.to_dict(), **(overrides or {})}, "settings")
+    source = make_source(config)
+    check_spec(content, source.spec, file)
+    model = make_model(config, source.spec)
+    load_weights(model, content, file)
+    begun = time.perf_counter()
+    metrics = Trainer(config, source, model, file.parent, quiet=quiet).evaluate()
+    return {
+        "checkpoint": str(file),
+        "step": content["progress"]["step"],
+        "model": config.model,
+        "data": config.data,
+        "data_options": config.data_options,
+        "backend": config.backend,
+        "precision": config.precision,
+        "metrics": metrics,
+        "mean_auc": mean_auc(metrics),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _backend(config: TrainConfig) -> str | None:
+    """What overrides the model's own option; "auto" leaves the choice to it."""
+    return None if config.backend == "auto" else config.backend
+
+
+def _stored_config(content: Mapping[str, Any], file: Path) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(content["config"], "config")
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _run_folder(file: Path) -> Path:
+    if file.parent.name != "checkpoints":
+        raise CheckpointError(f"{file}: expected a checkpoint in the folder 'checkpoints' of a run")
+    return file.parent.parent

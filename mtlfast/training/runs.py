@@ -1,0 +1,42 @@
+"""Run folders: one per run, never overwritten."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+__all__ = ["data_label", "new_run_folder"]
+
+
+def new_run_folder(chosen: str | Path | None, model: str, data: str, root: str = "runs") -> Path:
+    """A new, empty folder for a run.
+
+    Args:
+        chosen: the folder to use; ``None`` takes the next free ``runs/<model>-<data>-<number>``.
+
+    Raises:
+        ValueError: if ``chosen`` exists and holds anything.
+    """
+    if chosen is not None:
+        path = Path(chosen)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(
+                f"run_dir: expected a new or empty folder, found {path} with content; "
+                f"choose another, or continue that run with --resume {path}"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number = 1
+    while True:
+        path = Path(root) / f"{model}-{data_label(data)}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def data_label(data: str) -> str:
+    """A short file name for a data source: "synthetic:tenrec" -> "tenrec"."""
+    kind, _, rest = data.partition(":")
+    return re.sub(r"[^A-Za-z0-9]+", "-", rest if kind == "synthetic" else kind).strip("-")
