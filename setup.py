@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
@@ -18,6 +19,15 @@ import native_build as native  # noqa: E402  (csrc/native_build.py, found throug
 
 # MTLFAST_BUILD_EXTENSION=0 asks for the pure Python package; nothing else ever drops the C++ part.
 WITH_EXTENSION = os.environ.get("MTLFAST_BUILD_EXTENSION", "1") != "0"
+
+
+class Metadata(dist_info):
+    """The first thing an installation asks for: without torch it ends here, not after downloads."""
+
+    def run(self) -> None:
+        if WITH_EXTENSION:
+            native.find_torch()
+        super().run()
 
 
 class PythonBuild(build_py):
@@ -61,5 +71,5 @@ setup(
     package_dir={"mtlfast": "mtlfast", "mtlfast.kernels": "kernels"},
     package_data={"mtlfast": ["py.typed"]},
     ext_modules=[Extension("mtlfast._C", ["csrc/bindings.cpp"])] if WITH_EXTENSION else [],
-    cmdclass={"build_py": PythonBuild, "build_ext": NativeBuild},
+    cmdclass={"dist_info": Metadata, "build_py": PythonBuild, "build_ext": NativeBuild},
 )
