@@ -80,9 +80,9 @@ class ExtractionLevel(nn.Module):
         if self.shared_gate_weight is None:
             return next_task, None
 
-        gates = stacked_linear(shared_rows(shared), self.shared_gate_weight).softmax(dim=-1)
-        gates = gates.view(streams, batch, -1).permute(2, 0, 1).unsqueeze(-1)
         num_own = own.shape[0]
+        gates = stacked_linear(shared_rows(shared), self.shared_gate_weight).softmax(dim=-1)
+        gates = gates.view(streams, batch, num_own + n_shared).permute(2, 0, 1).unsqueeze(-1)
         next_shared = (gates[:num_own] * own.unsqueeze(1)).sum(dim=0)
         next_shared = next_shared + (gates[num_own:] * common).sum(dim=0)
         return next_task, next_shared

@@ -1,0 +1,152 @@
+"""Each head against its paper's formula, written one task and one expert at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlfast.heads import AITM, PLE, MMoE, ShareBottom, calibration_penalty
+
+T, D, B = 4, 6, 5
+
+
+def randomize(head):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter))
+    return head.double()
+
+
+def network(stack, index, x):
+    """Network ``index`` of a StackedMLP on rows ``x [B, in]``."""
+    for weight, bias in zip(stack.weights, stack.biases, strict=True):
+        x = torch.relu(x @ weight[index].T + bias[index])
+    return x
+
+
+def tower(head, t, x):
+    return network(head.towers.hidden, t, x) @ head.towers.weight[t, 0] + head.towers.bias[t]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(B, T, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def check(head, x, reprs):
+    logits, task_repr = head(x, return_task_repr=True)
+    expected = torch.stack(reprs, dim=1)
+    torch.testing.assert_close(task_repr, expected)
+    towers = torch.stack([tower(head, t, expected[:, t]) for t in range(T)], dim=1)
+    torch.testing.assert_close(logits, towers)
+
+
+def test_share_bottom(x):
+    head = randomize(ShareBottom(D, T, bottom_units=(5, 3), tower_units=(4, 2)))
+    check(head, x, [network(head.bottom, 0, x[:, t]) for t in range(T)])
+
+
+@pytest.mark.parametrize("units", [(5,), (5, 3)])
+def test_mmoe(x, units):
+    head = randomize(MMoE(D, T, num_experts=3, expert_units=units, tower_units=(4,)))
+    reprs = []
+    for t in range(T):
+        gate = torch.softmax(x[:, t] @ head.gate_weight[t].T, dim=-1)
+        reprs.append(sum(gate[:, k : k + 1] * network(head.experts, k, x[:, t]) for k in range(3)))
+    check(head, x, reprs)
+
+
+@pytest.mark.parametrize("levels", [((5, 3),), ((5,), (4, 3)), ((5,), (4,), (3,))])
+@pytest.mark.parametrize(("own", "shared"), [(1, 1), (2, 3)])
+def test_ple(x, levels, own, shared):
+    head = randomize(
+        PLE(
+            D,
+            T,
+            expert_units=levels,
+            num_task_experts=own,
+            num_shared_experts=shared,
+            tower_units=(),
+        )
+    )
+    assert len(head.levels) == len(levels)
+    task = [x[:, t] for t in range(T)]
+    common = [x[:, t] for t in range(T)]  # the shared stream of every task
+    for number, level in enumerate(head.levels):
+        owned = [
+            [network(level.task_experts, t * own + j, task[t]) for j in range(own)]
+            for t in range(T)
+        ]
+        sharing = [
+            [network(level.shared_experts, j, common[t]) for j in range(shared)] for t in range(T)
+        ]
+        next_task = []
+        for t in range(T):
+            gate = torch.softmax(task[t] @ level.task_gate_weight[t].T, dim=-1)
+            experts = torch.stack([*owned[t], *sharing[t]], dim=1)
+            next_task.append((gate.unsqueeze(-1) * experts).sum(1))
+        if number < len(head.levels) - 1:
+            next_common = []
+            for t in range(T):
+                gate = torch.softmax(common[t] @ level.shared_gate_weight[0].T, dim=-1)
+                experts = [expert for experts in owned for expert in experts] + sharing[t]
+                next_common.append((gate.unsqueeze(-1) * torch.stack(experts, dim=1)).sum(1))
+            common = next_common
+        else:
+            assert level.shared_gate_weight is None
+        task = next_task
+    check(head, x, task)
+
+
+@pytest.mark.parametrize(
+    "parents", [(None, 0, 0, 2), (None, 0, 1, 2), (2, 0, None, None), (1, None, 1, 1), (None,) * T]
+)
+def test_aitm_over_a_tree(x, parents):
+    head = randomize(AITM(D, T, parents=parents, bottom_units=(5, 3)))
+    own = [network(head.bottoms, t, x[:, t]) for t in range(T)]
+    order = [task for level in head.levels for task in level]
+    done = {}
+    child = 0  # transfer weights lie in the order in which children are computed
+    for t in order:
+        if parents[t] is None:
+            done[t] = own[t]
+            continue
+        handed = torch.relu(
+            done[parents[t]] @ head.transfer_weight[child].T + head.transfer_bias[child]
+        )
+        child += 1
+        pair = torch.stack((handed, own[t]))
+        value, query, key = (pair @ weight.T for weight in head.attention_weight)
+        attention = torch.softmax((query * key).sum(-1) / 3**0.5, dim=0)
+        done[t] = (attention.unsqueeze(-1) * value).sum(0)
+    assert sorted(done) == list(range(T))
+    assert (child == 0) == (not hasattr(head, "transfer_weight"))
+    check(head, x, [done[t] for t in range(T)])
+
+
+def test_aitm_is_a_chain_by_default(x):
+    assert AITM(D, T).parents == (None, 0, 1, 2)
+    assert AITM(D, 1).parents == (None,)
+    assert AITM(D, 1)(x[:, :1].float()).shape == (B, 1)
+
+
+def test_a_childs_logit_reads_its_ancestors_and_nobody_else(x):
+    parents = (None, 0, 0, 2)
+    head = randomize(AITM(D, T, parents=parents, bottom_units=(8,)))
+    x.requires_grad_()
+    for task, reads in enumerate([{0}, {0, 1}, {0, 2}, {0, 2, 3}]):
+        (grad,) = torch.autograd.grad(head(x)[:, task].sum(), x)
+        assert {t for t in range(T) if grad[:, t].abs().sum() > 0} == reads
+
+
+def test_calibration_penalty():
+    logits = torch.tensor([[0.0, 1.0, -1.0], [2.0, 3.0, 4.0]], dtype=torch.float64)
+    p = logits.sigmoid().tolist()
+    expected = sum(max(row[1] - row[0], 0) + max(row[2] - row[1], 0) for row in p) / 2
+    assert abs(float(calibration_penalty(logits, (None, 0, 1))) - expected) < 1e-12
+    assert float(calibration_penalty(logits, (None, None, None))) == 0.0
+    head = AITM(D, 3, parents=(None, 0, 1), calibrator=0.6)
+    assert abs(float(head.extra_loss(logits)) - 0.6 * expected) < 1e-12
+    assert AITM(D, 3).extra_loss(logits) is None
+    assert MMoE(D, 3).extra_loss(logits) is None
