@@ -14,13 +14,16 @@ from mtlfast._version import __version__
 from mtlfast.env import env
 
 if TYPE_CHECKING:
-    from mtlfast.jagged import JaggedSequences as JaggedSequences
+    from mtlfast.jagged import JaggedSequences
+    from mtlfast.ops import checks, explain
 
 _extension.load()
 
 # Name -> the module that defines it.
 _LAZY = {
     "JaggedSequences": "mtlfast.jagged",
+    "checks": "mtlfast.ops",
+    "explain": "mtlfast.ops",
 }
 _SUBMODULES = frozenset(
     {
@@ -37,7 +40,7 @@ _SUBMODULES = frozenset(
     }
 )
 
-__all__ = ["JaggedSequences", "__version__", "env"]
+__all__ = ["JaggedSequences", "__version__", "checks", "env", "explain"]
 
 
 def __getattr__(name: str) -> Any:

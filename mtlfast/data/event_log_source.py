@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtlfast._ranges import gather_ranges
 from mtlfast.data.batch import Batch
 from mtlfast.data.event_fields import FieldBuilder
 from mtlfast.data.event_log import EventLog
 from mtlfast.data.impressions import EventJoin
-from mtlfast.data.ragged import gather_ranges
 from mtlfast.data.source import DataSource
 from mtlfast.data.spec import DatasetSpec
 from mtlfast.jagged import JaggedSequences
