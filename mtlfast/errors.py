@@ -6,13 +6,35 @@ Shape and dtype errors are built with :func:`bad`. Data errors (the *values* in 
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 
+class TraceTimeError(ValueError, AssertionError):
+    """What torch.compile raises while it traces a call with a wrong argument: a ValueError.
+
+    Dynamo hands AssertionErrors through as they are; every other exception that reaches it comes
+    out as one of its own.
+    """
+
+
 def bad(argument: str, expected: object, found: object) -> ValueError:
     """The ValueError for one wrong argument; the caller raises it."""
-    return ValueError(f"{argument}: expected {expected}, found {found}")
+    text = f"{argument}: expected {expected}, found {found}"
+    if torch.compiler.is_dynamo_compiling():
+        _raise_at_trace_time(text)
+    return ValueError(text)
+
+
+def _raise_at_trace_time(text: str) -> NoReturn:
+    raise TraceTimeError(text)
+
+
+# Dynamo calls such a function while tracing instead of tracing into it. This is what
+# torch.compiler.assume_constant_result sets; that decorator imports all of Dynamo.
+_raise_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def describe(value: object) -> str:
@@ -24,7 +46,7 @@ def describe(value: object) -> str:
 
 
 def shape_text(value: Tensor) -> str:
-    return "[" + ", ".join(str(size) for size in value.shape) + "]"
+    return "[" + ", ".join([f"{size}" for size in value.shape]) + "]"
 
 
 def require_tensor(argument: str, value: object) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, relu, softmax
 
 from ..dtypes import activation_and_compute_dtype, require_floating
-from ..errors import bad, check_offsets, check_user_index, describe, require_tensor, shape_text
+from ..errors import bad, check_user_index, describe, require_tensor, shape_text
 from ..jagged import JaggedSequences
 
 
@@ -76,11 +76,7 @@ def conditional_interest(
             ``max_len`` or ``user_index`` (reading them is a host sync on CUDA).
     """
     check_arguments(sequences, target, weights, scale, shift, num_heads, eps, user_index)
-    num_values, offsets = sequences.values.shape[0], sequences.offsets
-    check_offsets(offsets, num_values, sequences.num_behaviors, sequences.max_len)
-    if user_index is not None:
-        check_user_index(user_index, sequences.num_users)
-
+    check_data(sequences, user_index)
     parameters = (*weights.encoder, *weights.decoder, scale, shift)
     activation, compute = activation_and_compute_dtype(
         (sequences.values, target), parameters, target.device
@@ -88,7 +84,7 @@ def conditional_interest(
     with torch.autocast(target.device.type, enabled=False):
         interests = _interests(
             sequences.values.to(activation).to(compute),
-            offsets,
+            sequences.offsets,
             target.to(activation).to(compute),
             TransformerWeights(*(weight.to(compute) for weight in weights.encoder)),
             TransformerWeights(*(weight.to(compute) for weight in weights.decoder)),
@@ -241,6 +237,13 @@ def check_arguments(
         raise bad("user_index", f"device {device} (that of sequences)", user_index.device)
 
 
+def check_data(sequences: JaggedSequences, user_index: Tensor | None) -> None:
+    """Raises ValueError where ``offsets``, ``max_len`` or ``user_index`` hold wrong data."""
+    sequences.validate()
+    if user_index is not None:
+        check_user_index(user_index, sequences.num_users)
+
+
 def _check_layer(name: str, layer: TransformerWeights, d: int, device: torch.device) -> None:
     fields = TransformerWeights._fields
     if not (isinstance(layer, tuple) and len(layer) == len(fields)):
@@ -256,15 +259,15 @@ def _check_layer(name: str, layer: TransformerWeights, d: int, device: torch.dev
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], device: torch.device) -> None:
-    """A letter in ``shape`` stands for any size."""
+    """A letter as the first size in ``shape`` stands for any number of rows."""
     require_tensor(name, tensor)
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(want, str) or size == want
-        for size, want in zip(tensor.shape, shape, strict=True)
-    )
+    if isinstance(shape[0], str):
+        fits = tensor.dim() == len(shape) and tensor.shape[1:] == shape[1:]
+    else:
+        fits = tensor.shape == shape
     if not fits:
-        expected = "[" + ", ".join(str(size) for size in shape) + "]"
-        raise bad(name, f"shape {expected}", f"shape {shape_text(tensor)}")
+        expected = ", ".join([f"{size}" for size in shape])
+        raise bad(name, f"shape [{expected}]", f"shape {shape_text(tensor)}")
     require_floating(name, tensor)
     if tensor.device != device:
         raise bad(name, f"device {device} (that of sequences)", tensor.device)

@@ -1,0 +1,14 @@
+"""The public ops. Definitions are in :mod:`mtlfast.reference`."""
+
+from ..reference import ConditionalTransformerWeights, TransformerWeights
+from ._backend import Explanation, checks, explain
+from .conditional_interest import conditional_interest
+
+__all__ = [
+    "ConditionalTransformerWeights",
+    "Explanation",
+    "TransformerWeights",
+    "checks",
+    "conditional_interest",
+    "explain",
+]

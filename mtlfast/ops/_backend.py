@@ -1,0 +1,125 @@
+"""Which backend runs an op, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import _extension
+from ..errors import bad
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# The fused backends that auto tries on each kind of device, fastest first.
+_FUSED: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+_checks = os.environ.get("MTLFAST_CHECK", "0") not in ("", "0")
+
+
+class Explanation(NamedTuple):
+    """Which backend an op runs on for given inputs, and why."""
+
+    op: str
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op} runs on backend {self.backend!r}: {self.reason}"
+
+
+# Name of the op -> function of the op's own arguments that says which backend would run.
+_explainers: dict[str, Callable[..., Explanation]] = {}
+
+
+def explains(op: str) -> Callable[[Callable[..., Explanation]], Callable[..., Explanation]]:
+    """Decorator: makes a function the answer of ``explain(op, ...)``."""
+
+    def register(function: Callable[..., Explanation]) -> Callable[..., Explanation]:
+        _explainers[op] = function
+        return function
+
+    return register
+
+
+def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanation:
+    """Which backend ``op(*args, **kwargs)`` would run on, and why; runs nothing.
+
+    Args:
+        op: a function of :mod:`mtlfast.ops`, or its name.
+        *args, **kwargs: what the op would be called with.
+
+    Raises:
+        ValueError: ``op`` is not an op, or the arguments are ones the op itself would refuse.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in _explainers:
+        raise bad("op", f"one of {sorted(_explainers)}", repr(name))
+    return _explainers[name](*args, **kwargs)
+
+
+def choose(
+    op: str, requested: str, device_type: str, obstacle: Callable[[str], str]
+) -> tuple[str, str]:
+    """``(backend, reason)`` for one call.
+
+    Args:
+        op: name of the op, for error messages.
+        requested: the user's ``backend``; "auto" leaves it to MTLFAST_BACKEND, then to us.
+        device_type: "cpu", "cuda" ...: where the tensors are.
+        obstacle: why a fused backend cannot run this call; the empty string where it can.
+
+    Raises:
+        ValueError: an unknown backend, or one that was asked for and cannot run.
+    """
+    argument = "backend"
+    if requested == "auto":
+        # Read at every call, so that it can be set late; a compiled graph keeps what it saw.
+        requested = os.environ.get("MTLFAST_BACKEND", "auto") or "auto"
+        argument = "MTLFAST_BACKEND"
+    if requested == "auto":
+        reasons = []
+        for backend in _FUSED.get(device_type, ()):
+            reason = obstacle(backend)
+            if not reason:
+                return backend, fused_reason(backend)
+            reasons.append(f"{backend}: {reason}")
+        return "reference", "; ".join(reasons) or f"no fused backend for device {device_type}"
+    if requested not in BACKENDS:
+        raise bad(argument, f"one of {(*BACKENDS, 'auto')}", repr(requested))
+    if requested != "reference":
+        reason = obstacle(requested)
+        if reason:
+            raise bad(argument, f"one that can run {op} here", f"{requested!r}: {reason}")
+    return requested, f"{argument} asks for it"
+
+
+def fused_reason(backend: str) -> str:
+    if backend == "cpu":
+        return "C++ kernel, the fastest that runs these inputs"
+    return f"{backend} kernel, the fastest that runs these inputs"
+
+
+def missing_obstacle(backend: str, device_type: str) -> str:
+    """What stands against a backend whatever the op: not built, not loaded, another device."""
+    if backend != "cpu":
+        return "it is not part of this build"
+    if device_type != "cpu":
+        return f"the tensors are on {device_type}"
+    if not _extension.cpu_ops_available():
+        return f"the C++ ops are not loaded ({_extension.why_unavailable()})"
+    return ""
+
+
+def checks(enabled: bool) -> None:
+    """Turns the full check of offsets and indices before every fused eager call on or off.
+
+    On CPU wrong data are found anyway. On a GPU the check costs a host sync, so it is off unless
+    this or the environment variable MTLFAST_CHECK=1 asks for it.
+    """
+    global _checks
+    _checks = bool(enabled)
+
+
+def checks_enabled() -> bool:
+    return _checks
