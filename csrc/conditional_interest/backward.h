@@ -1,0 +1,366 @@
+// Gradients by recomputation from the saved encoder state: all behaviors of a range of users, so that
+// every candidate's gradients are summed by one thread in one order.
+#pragma once
+
+#include "forward.h"
+
+namespace mtlfast {
+namespace MTLFAST_ISA {
+
+using conditional_interest::BackwardIO;
+using conditional_interest::GradLayout;
+
+struct Gradients {
+  SquareGradients encoder, decoder;
+  FfnGradients encoder_ffn, decoder_ffn;
+  float *scale, *shift;
+
+  Gradients(const GradLayout& l, float* base) {
+    auto square = [&](const int64_t* at) {
+      return SquareGradients{base + at[0], base + at[1], base + at[2], base + at[3]};
+    };
+    auto ffn = [&](const int64_t* at) {
+      return FfnGradients{base + at[4], base + at[5], base + at[6], base + at[7], l.ffn_stride};
+    };
+    encoder = square(l.encoder);
+    decoder = square(l.decoder);
+    encoder_ffn = ffn(l.encoder);
+    decoder_ffn = ffn(l.decoder);
+    scale = base + l.scale;
+    shift = base + l.shift;
+  }
+
+  template <int D>
+  int64_t table_row(const Problem& p, int task, int behavior, int position) const {
+    return ((static_cast<int64_t>(task) * p.behaviors + behavior) * 4 + position) * D;
+  }
+};
+
+template <int D>
+GradLayout gradient_layout(const Problem& p) {
+  const Shape s(p);
+  Arena a{nullptr};
+  GradLayout l{};
+  l.d_stride = D;
+  l.ffn_stride = s.blocks * kHidden;
+  auto take = [&](int64_t n) {
+    const int64_t at = a.used;
+    a.take(n);
+    return at;
+  };
+  for (int64_t* at : {l.encoder, l.decoder}) {
+    for (int i = 0; i < 4; ++i) at[i] = take(static_cast<int64_t>(s.d) * D);
+    at[4] = take(static_cast<int64_t>(l.ffn_stride) * D);
+    at[5] = take(l.ffn_stride);
+    at[6] = take(static_cast<int64_t>(s.d) * l.ffn_stride);
+    at[7] = take(D);
+  }
+  l.scale = take(static_cast<int64_t>(p.tasks) * p.behaviors * 4 * D);
+  l.shift = take(static_cast<int64_t>(p.tasks) * p.behaviors * 4 * D);
+  l.total = a.used;
+  return l;
+}
+
+template <int D>
+struct BackwardScratch {
+  Segment* segments;
+  float *x, *normalized0, *rstd0, *d_normalized0;  // [rows][D]
+  float *encoder_in, *encoded, *rstd1, *hidden;    // one task; hidden is [blocks][rows][kHidden]
+  float *d_encoded, *d_encoder_in, *dh, *dx;
+  AttentionScratch<D> attention;
+  TailScratch<D> tail;
+  GroupScratch group;
+  float *vectors, *d_pooled;            // [pairs][heads][D]
+  float *pooled, *d_values, *d_vectors;  // [heads][pairs][D]
+  float* pair_d_head;                    // [pairs][D]
+  float* d_scores;
+  float* d_head;     // [candidates of a batch * T][D], group by group
+  float* d_item;     // [candidates of the range][D]
+  float* d_queries;  // [heads][candidates of the range][D]
+  float *q, *d_q;    // [kTailRows][D]
+  int64_t rows;
+
+  // `batch_candidates`: the most that one batch of users serves; `range_candidates`: one range.
+  int64_t layout(float* base, const Problem& p, int64_t batch_candidates, int64_t range_candidates) {
+    const Shape s(p);
+    Arena a{base};
+    rows = most_rows(p, kTokens<D>);
+    const int most = pairs_per_group(p);
+    const int64_t block = rows * D;
+    const int64_t pair_block = static_cast<int64_t>(most) * s.heads * D;
+    segments = reinterpret_cast<Segment*>(a.take(2 * kUsers));
+    for (float** m : {&x, &normalized0, &d_normalized0, &encoder_in, &encoded, &d_encoded, &d_encoder_in, &dx})
+      *m = a.take(block);
+    rstd0 = a.take(rows + kLanes);
+    rstd1 = a.take(rows + kLanes);
+    hidden = a.take(s.blocks * rows * kHidden);
+    dh = a.take(rows * kHidden);
+    attention.layout(a, s, rows, p.longest, true);
+    tail.layout(a, s, round_up(most * p.tasks, kLanes), true);
+    group.layout(a, p);
+    for (float** m : {&vectors, &d_pooled, &pooled, &d_values, &d_vectors}) *m = a.take(pair_block);
+    pair_d_head = a.take(static_cast<int64_t>(most) * D);
+    d_scores = a.take(p.heads * group.score_stride);
+    d_head = a.take(batch_candidates * p.tasks * D);
+    d_item = a.take(range_candidates * D);
+    d_queries = a.take(s.heads * range_candidates * D);
+    q = a.take(static_cast<int64_t>(kTailRows) * D);
+    d_q = a.take(static_cast<int64_t>(kTailRows) * D);
+    return a.used;
+  }
+};
+
+template <int D>
+void scale_rows(float* x, int rows, Width w, const float* scale) {
+  for (int c = 0; c < w.columns; c += kLanes) {
+    const Vec g = load(scale + c);
+    for (int r = 0; r < rows; ++r) store(x + r * D + c, load(x + r * D + c) * g);
+  }
+}
+
+inline void add_row(float* to, const float* from, Width w) {
+  for (int c = 0; c < w.columns; c += kLanes) store(to + c, load(to + c) + load(from + c));
+}
+
+inline void load_grad_row(const conditional_interest::GradOut& g, const Problem& p, int64_t candidate, int task,
+                          int behavior, Width w, float* dst) {
+  load_row(g.data, candidate * g.stride[0] + task * g.stride[1] + behavior * g.stride[2], g.stride[3], p.bf16, w,
+           dst);
+}
+
+// The tail's backward for one group; d_head rows are task-major like the tail's.
+template <int D>
+void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, const Group& g,
+                   const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a, float* d_item,
+                   float* d_head) {
+  TailScratch<D>& tail = a.tail;
+  const int rows = p.tasks * g.count;
+  for (int i = 0; i < g.count; ++i) {
+    const int64_t candidate = p.candidate_list[g.first + i];
+    load_row(p.target.data, candidate * p.target.row_stride, p.target.column_stride, p.bf16, s.width,
+             tail.item + static_cast<int64_t>(i) * D);
+    for (int t = 0; t < p.tasks; ++t) {
+      const int64_t row = (static_cast<int64_t>(t) * g.count + i) * D;
+      load_row(io.head, ((candidate * p.tasks + t) * p.behaviors + behavior) * s.d, 1, false, s.width,
+               tail.head + row);
+      load_grad_row(io.grad_out, p, candidate, t, behavior, s.width, tail.g3 + row);
+    }
+  }
+  const int64_t hidden_block = static_cast<int64_t>(rows) * kHidden;
+  decoder_tail<D>(p, packed, s, behavior, g.count, tail, hidden_block);
+
+  auto through_norm = [&](int position, float* gradient, const float* normalized, const float* rstd) {
+    for (int t = 0; t < p.tasks; ++t) {
+      const int64_t at = static_cast<int64_t>(t) * g.count * D;
+      const int64_t table = grad.table_row<D>(p, t, behavior, position);
+      accumulate_rows<D>(gradient + at, normalized + at, g.count, s.width, grad.shift + table,
+                         grad.scale + table);
+      scale_rows<D>(gradient + at, g.count, s.width, packed.scale_row(p, t, behavior, position));
+    }
+    normalize_rows_backward<D>(gradient, normalized, rows, s.width, rstd);
+  };
+  through_norm(3, tail.g3, tail.normalized3, tail.rstd3);
+  feed_forward_backward<D>(packed.decoder, s, tail.x3, tail.g3, rows, tail.hidden, hidden_block, tail.dh, tail.g2,
+                           grad.decoder_ffn);
+  through_norm(2, tail.g2, tail.normalized2, tail.rstd2);
+  for (int t = 0; t < p.tasks; ++t)
+    for (int i = 0; i < g.count; ++i)
+      add_row(d_item + static_cast<int64_t>(i) * D, tail.g2 + (static_cast<int64_t>(t) * g.count + i) * D,
+              s.width);
+  accumulate_weight<D>(tail.g2, tail.head, rows, s.d, s, grad.decoder.o);
+  project<D>(tail.g2, packed.dout, rows, s, d_head);
+}
+
+// ds = p * (dp - sum p dp) for one run of scores, in place on dp.
+inline void softmax_run_backward(const float* weights, float* gradient, int length) {
+  Vec inner = zero();
+  for (int j = 0; j < length; j += kLanes) {
+    const int count = length - j < kLanes ? length - j : kLanes;
+    inner += select_first(count, load(weights + j) * load(gradient + j), zero());
+  }
+  const Vec mean = broadcast(sum_lanes(inner));
+  for (int j = 0; j < length; j += kLanes) {
+    const int count = length - j < kLanes ? length - j : kLanes;
+    store_first(gradient + j, load(weights + j) * (load(gradient + j) - mean), count);
+  }
+}
+
+// Attention of one task and one group of pairs: d_encoded, and the gradients of W_V, of the norm at
+// position 1 and of the absorbed queries.
+template <int D>
+void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task,
+                        const Group& g, const float* d_head, const float* queries, int64_t first_position,
+                        int64_t range_candidates, const Gradients& grad, BackwardScratch<D>& a) {
+  const GroupScratch& gs = a.group;
+  const int pairs = g.num_pairs;
+  const float* scale = packed.scale_row(p, task, behavior, 1);
+  const float* shift = packed.shift_row(p, task, behavior, 1);
+  const int64_t head_stride = static_cast<int64_t>(pairs) * D;
+  scaled_vectors<D>(gs.pairs, pairs, s, scale, queries, a.vectors);
+  score_dots<D>(gs.map, a.encoded, a.vectors, s, gs.scores, gs.score_stride);
+  softmax_pairs(gs.pairs, pairs, s.heads, gs.scores, gs.score_stride);
+  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, gs.scores, gs.score_stride, a.pooled, head_stride);
+  for (int i = 0; i < pairs; ++i)
+    std::memcpy(a.pair_d_head + static_cast<int64_t>(i) * D,
+                d_head + (static_cast<int64_t>(task) * g.count + gs.slot_of_pair[i]) * D, sizeof(float) * D);
+
+  const int64_t table = grad.table_row<D>(p, task, behavior, 1);
+  for (int h = 0; h < s.heads; ++h) {
+    const int first = h * s.head_dim;
+    float* d_values = a.d_values + h * head_stride;
+    float* pooled = a.pooled + h * head_stride;
+    GemmTile to_values{};  // gradient of G1 * pooled + Bt1
+    to_values.a = a.pair_d_head + first;
+    to_values.b = packed.dv + static_cast<int64_t>(first) * D;
+    to_values.ldb = D;
+    to_values.c = d_values;
+    to_values.ldc = D;
+    to_values.k = s.head_dim;
+    gemm<D>(pairs, s.d, to_values);
+    accumulate_rows<D>(d_values, pooled, pairs, s.width, grad.shift + table, grad.scale + table);
+    affine_rows<D>(pooled, pairs, s.width, scale, shift, pooled);
+    accumulate_weight<D>(a.pair_d_head + first, pooled, pairs, s.head_dim, s,
+                         grad.decoder.v + static_cast<int64_t>(first) * D);
+    for (int i = 0; i < pairs; ++i) {
+      float* to = a.d_pooled + (static_cast<int64_t>(i) * s.heads + h) * D;
+      for (int c = 0; c < s.width.columns; c += kLanes)
+        store(to + c, load(d_values + static_cast<int64_t>(i) * D + c) * load(scale + c));
+    }
+  }
+  score_dots<D>(gs.map, a.encoded, a.d_pooled, s, a.d_scores, gs.score_stride);
+  for (int h = 0; h < s.heads; ++h)
+    for (int i = 0; i < pairs; ++i)
+      softmax_run_backward(gs.scores + h * gs.score_stride + gs.pairs[i].slot,
+                           a.d_scores + h * gs.score_stride + gs.pairs[i].slot, gs.pairs[i].length);
+  spread_pairs<D>(gs.pairs, pairs, s, gs.scores, gs.score_stride, a.d_pooled, a.d_encoded);
+  spread_pairs<D>(gs.pairs, pairs, s, a.d_scores, gs.score_stride, a.vectors, a.d_encoded);
+  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, a.d_scores, gs.score_stride, a.d_vectors, head_stride);
+  for (int h = 0; h < s.heads; ++h)
+    for (int i = 0; i < pairs; ++i) {
+      const float* dv = a.d_vectors + h * head_stride + static_cast<int64_t>(i) * D;
+      const int64_t position = gs.pairs[i].position;
+      const float* query = queries + (position * s.heads + h) * D;
+      float* dq = a.d_queries + (h * range_candidates + position - first_position) * D;
+      float* d_scale = grad.scale + table;
+      for (int c = 0; c < s.width.columns; c += kLanes) {
+        store(d_scale + c, load(d_scale + c) + load(dv + c) * load(query + c));
+        store(dq + c, load(dq + c) + load(dv + c) * load(scale + c));
+      }
+    }
+}
+
+// From the absorbed queries' gradients to W_Q, W_K and the target items.
+template <int D>
+void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int64_t first_position,
+                      int64_t candidates, const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a) {
+  for (int64_t at = 0; at < candidates; at += kTailRows) {
+    const int rows = candidates - at < kTailRows ? static_cast<int>(candidates - at) : kTailRows;
+    float* item = a.tail.item;
+    for (int i = 0; i < rows; ++i)
+      load_row(p.target.data, p.candidate_list[first_position + at + i] * p.target.row_stride,
+               p.target.column_stride, p.bf16, s.width, item + static_cast<int64_t>(i) * D);
+    project<D>(item, packed.dq_t, rows, s, a.q);
+    if (s.head_dim % kLanes != 0) fill_zero(a.d_q, static_cast<int64_t>(rows) * D);
+    for (int h = 0; h < s.heads; ++h) {
+      const HeadWindow w = head_window(h, s.head_dim);
+      const float* dk = a.d_queries + (h * candidates + at) * D;
+      accumulate_weight<D>(a.q + w.first, dk, rows, s.head_dim, s,
+                           grad.decoder.k + static_cast<int64_t>(w.first) * D);
+      GemmTile g{};
+      g.a = dk;
+      g.b = packed.dk_heads + static_cast<int64_t>(h) * s.d * s.window;
+      g.ldb = s.window;
+      g.c = a.d_q + w.start;
+      g.ldc = D;
+      g.residual = w.exact() ? nullptr : g.c;
+      g.ldr = D;
+      g.k = s.d;
+      gemm<D>(rows, w.columns, g);
+    }
+    accumulate_weight<D>(a.d_q, item, rows, s.d, s, grad.decoder.q);
+    float* d_item = a.d_item + at * D;
+    project<D>(a.d_q, packed.dq, rows, s, d_item, d_item);
+    for (int i = 0; i < rows; ++i)
+      store_row(d_item + static_cast<int64_t>(i) * D, s.width, p.bf16, io.grad_target,
+                p.candidate_list[first_position + at + i] * s.d);
+  }
+}
+
+template <int D>
+void backward_range(const Problem& p, const Packed<D>& packed, const float* queries, int64_t user_begin,
+                    int64_t user_end, const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a) {
+  const Shape s(p);
+  const int most = pairs_per_group(p);
+  const int most_entries = p.longest > kEntries ? p.longest : kEntries;
+  const int64_t first_position = p.candidate_begin[user_begin];
+  const int64_t candidates = p.candidate_begin[user_end] - first_position;
+  fill_zero(a.d_item, candidates * D);
+  fill_zero(a.d_queries, s.heads * candidates * D);
+  GroupScratch& gs = a.group;
+
+  for (int behavior = 0; behavior < p.behaviors; ++behavior)
+    for (int64_t user = user_begin; user < user_end;) {
+      const UserBatch batch = next_batch<D>(p, behavior, user, user_end, a.segments);
+      user = batch.last;
+      const int64_t batch_position = p.candidate_begin[batch.first];
+      int64_t at_user = batch.first;
+      for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
+        const Group g = next_group(p, behavior, batch, position, &at_user, most, most_entries, gs.lengths,
+                                   gs.pairs, gs.slot_of_pair);
+        tail_backward<D>(p, packed, s, behavior, g, io, grad, a, a.d_item + (position - first_position) * D,
+                         a.d_head + (position - batch_position) * p.tasks * D);
+        position += g.count;
+      }
+      if (batch.rows == 0) continue;
+
+      const int rows = batch.rows;
+      load_rows<D>(p.values, p.bf16, batch.first_row, rows, s.width, a.x);
+      for (int r = 0; r < rows; ++r)
+        load_row(io.normalized, (batch.first_row + r) * s.d, 1, false, s.width,
+                 a.normalized0 + static_cast<int64_t>(r) * D);
+      std::memcpy(a.rstd0, io.rstd + batch.first_row, sizeof(float) * static_cast<size_t>(rows));
+      fill_zero(a.d_normalized0, static_cast<int64_t>(rows) * D);
+      const int64_t hidden_block = a.rows * kHidden;
+      for (int t = 0; t < p.tasks; ++t) {
+        const float* scale0 = packed.scale_row(p, t, behavior, 0);
+        affine_rows<D>(a.normalized0, rows, s.width, scale0, packed.shift_row(p, t, behavior, 0), a.encoder_in);
+        feed_forward<D>(packed.encoder, s, a.encoder_in, rows, a.encoded, a.hidden, hidden_block);
+        normalize_rows<D>(a.encoded, rows, s.width, p.eps, a.rstd1);
+        fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
+        at_user = batch.first;
+        for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
+          const Group g = next_group(p, behavior, batch, position, &at_user, most, most_entries, gs.lengths,
+                                     gs.pairs, gs.slot_of_pair);
+          if (g.num_pairs > 0) {
+            gs.map.build(gs.pairs, g.num_pairs);
+            attention_backward<D>(p, packed, s, behavior, t, g,
+                                  a.d_head + (position - batch_position) * p.tasks * D, queries, first_position,
+                                  candidates, grad, a);
+          }
+          position += g.count;
+        }
+        normalize_rows_backward<D>(a.d_encoded, a.encoded, rows, s.width, a.rstd1);
+        feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden, hidden_block, a.dh,
+                                 a.d_encoder_in, grad.encoder_ffn);
+        const int64_t table = grad.table_row<D>(p, t, behavior, 0);
+        accumulate_rows<D>(a.d_encoder_in, a.normalized0, rows, s.width, grad.shift + table, grad.scale + table);
+        for (int c = 0; c < s.width.columns; c += kLanes) {
+          const Vec g = load(scale0 + c);
+          for (int r = 0; r < rows; ++r) {
+            float* d = a.d_normalized0 + static_cast<int64_t>(r) * D + c;
+            store(d, load(d) + load(a.d_encoder_in + static_cast<int64_t>(r) * D + c) * g);
+          }
+        }
+      }
+      normalize_rows_backward<D>(a.d_normalized0, a.normalized0, rows, s.width, a.rstd0);
+      self_attention_backward<D>(packed, s, a.attention, a.x, a.d_normalized0, rows, a.segments,
+                                 batch.num_segments, a.dx, grad.encoder);
+      for (int r = 0; r < rows; ++r)
+        store_row(a.dx + static_cast<int64_t>(r) * D, s.width, p.bf16, io.grad_values,
+                  (batch.first_row + r) * s.d);
+    }
+  queries_backward<D>(p, packed, s, first_position, candidates, io, grad, a);
+}
+
+}  // namespace MTLFAST_ISA
+}  // namespace mtlfast

@@ -1,0 +1,390 @@
+// conditional_interest on the CPU: arguments, data checks, threads. The arithmetic is in cpu_kernel.cpp.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../common/isa.h"
+#include "problem.h"
+
+namespace mtlfast {
+
+#define MTLFAST_DECLARE(isa)                                          \
+  namespace isa {                                                     \
+  const conditional_interest::Kernel& conditional_interest_kernel();  \
+  }
+MTLFAST_FOR_EACH_ISA(MTLFAST_DECLARE)
+#undef MTLFAST_DECLARE
+
+namespace conditional_interest {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+[[noreturn]] void fail(const std::string& message) { throw std::runtime_error("mtlfast: " + message); }
+
+// Memory for kernels, aligned to a cache line; grows, and is kept by its thread between calls so that
+// small requests do not fault pages in again.
+class Scratch {
+ public:
+  float* reserve(int64_t floats) {
+    if (floats > size_) {
+      memory_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((floats + 31) / 16 * 64))));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      size_ = floats;
+    }
+    return memory_.get();
+  }
+  // Large blocks (very long sequences) go back to the system.
+  void trim() {
+    if (size_ > kKeep) {
+      memory_.reset();
+      size_ = 0;
+    }
+  }
+
+ private:
+  static constexpr int64_t kKeep = int64_t{1} << 22;  // floats: 16 MiB
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t size_ = 0;
+};
+
+Scratch& thread_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+// Runs body(item, scratch) for every item; threads take the next item when they are done with one, so
+// which thread runs what never shows in the results.
+template <typename Body>
+void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
+  if (items == 0) return;
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    Scratch& scratch = thread_scratch();
+    float* memory = scratch.reserve(scratch_floats);
+    for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1)) body(item, memory);
+    scratch.trim();
+  });
+}
+
+std::vector<int64_t> to_int64(const Tensor& t) {
+  const int64_t n = t.numel(), stride = t.dim() == 0 ? 0 : t.stride(0);
+  std::vector<int64_t> values(static_cast<size_t>(n));
+  if (t.scalar_type() == ScalarType::Int) {
+    const auto* p = static_cast<const int32_t*>(t.const_data_ptr());
+    for (int64_t i = 0; i < n; ++i) values[i] = p[i * stride];
+  } else if (t.scalar_type() == ScalarType::Long) {
+    const auto* p = static_cast<const int64_t*>(t.const_data_ptr());
+    for (int64_t i = 0; i < n; ++i) values[i] = p[i * stride];
+  } else {
+    fail("offsets and user_index: expected int64 or int32");
+  }
+  return values;
+}
+
+void check_offsets(const std::vector<int64_t>& offsets, int64_t users, int64_t tokens, int64_t max_len) {
+  if (offsets.front() != 0) fail("offsets: expected offsets[0] == 0, found " + std::to_string(offsets.front()));
+  for (size_t i = 1; i < offsets.size(); ++i)
+    if (offsets[i] < offsets[i - 1])
+      fail("offsets: expected non-decreasing values, found offsets[" + std::to_string(i) +
+           "] = " + std::to_string(offsets[i]) + " after offsets[" + std::to_string(i - 1) +
+           "] = " + std::to_string(offsets[i - 1]));
+  if (offsets.back() != tokens)
+    fail("offsets: expected offsets[-1] == len(values) = " + std::to_string(tokens) + ", found " +
+         std::to_string(offsets.back()));
+  for (size_t i = 1; i < offsets.size(); ++i)
+    if (offsets[i] - offsets[i - 1] > max_len)
+      fail("max_len: expected an upper bound of every sequence length, found max_len = " +
+           std::to_string(max_len) + " and a sequence of length " + std::to_string(offsets[i] - offsets[i - 1]) +
+           " (behavior " + std::to_string((i - 1) / users) + ", user " + std::to_string((i - 1) % users) + ")");
+}
+
+// A float32 copy only where the tensor is not already contiguous float32.
+Tensor as_float(const Tensor& t) {
+  Tensor f = t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
+  return f.is_contiguous() ? f : torch::stable::contiguous(f);
+}
+
+using WeightTensors = std::array<Tensor, 16>;  // encoder q k v o w1 b1 w2 b2, then the decoder's
+
+struct Call {
+  Problem problem{};
+  const Kernel& kernel;
+  WeightTensors weights;
+  Tensor scale, shift;
+  std::vector<int64_t> offsets, begin, list;
+  int64_t tokens;
+
+  Call(const Tensor& values, const Tensor& offsets_tensor, int64_t num_behaviors, int64_t max_len,
+       const Tensor& target, const std::optional<Tensor>& user_index, const std::array<const Tensor*, 16>& w,
+       const Tensor& scale_table, const Tensor& shift_table, int64_t num_heads, double eps)
+      : kernel(MTLFAST_SELECT_ISA(conditional_interest_kernel)()),
+        weights{as_float(*w[0]),  as_float(*w[1]),  as_float(*w[2]),  as_float(*w[3]),
+                as_float(*w[4]),  as_float(*w[5]),  as_float(*w[6]),  as_float(*w[7]),
+                as_float(*w[8]),  as_float(*w[9]),  as_float(*w[10]), as_float(*w[11]),
+                as_float(*w[12]), as_float(*w[13]), as_float(*w[14]), as_float(*w[15])},
+        scale(as_float(scale_table)),
+        shift(as_float(shift_table)),
+        offsets(to_int64(offsets_tensor)),
+        tokens(values.size(0)) {
+    const ScalarType dtype = values.scalar_type();
+    if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16)
+      fail("values: expected float32 or bfloat16 on the CPU kernel");
+    if (target.scalar_type() != dtype) fail("target: expected the dtype of values");
+    if (num_behaviors < 1 || offsets.empty() || (offsets.size() - 1) % num_behaviors != 0)
+      fail("offsets: expected num_behaviors * num_users + 1 entries, found " + std::to_string(offsets.size()) +
+           " with num_behaviors = " + std::to_string(num_behaviors));
+    Problem& p = problem;
+    p.users = static_cast<int64_t>(offsets.size() - 1) / num_behaviors;
+    p.candidates = target.size(0);
+    p.tasks = static_cast<int>(scale.size(0));
+    p.behaviors = static_cast<int>(num_behaviors);
+    p.d = static_cast<int>(values.size(1));
+    p.ffn = static_cast<int>(weights[5].numel());
+    p.heads = static_cast<int>(num_heads);
+    if (!supported(p.d, p.ffn, p.heads))
+      fail("the CPU kernel covers d and d_f that are multiples of 8 with d <= 256 and d_f <= 1024");
+    check_shapes(target);
+    p.eps = static_cast<float>(eps);
+    p.bf16 = dtype == ScalarType::BFloat16;
+    p.values = {values.const_data_ptr(), values.stride(0), values.stride(1)};
+    p.target = {target.const_data_ptr(), target.stride(0), target.stride(1)};
+    check_offsets(offsets, std::max<int64_t>(p.users, 1), tokens, max_len);
+    p.offsets = offsets.data();
+    int64_t longest = 0;
+    for (size_t i = 1; i < offsets.size(); ++i) longest = std::max(longest, offsets[i] - offsets[i - 1]);
+    p.longest = static_cast<int>(longest);
+    group_candidates(user_index);
+    auto transformer = [&](int at) {
+      auto data = [&](int i) { return static_cast<const float*>(weights[at + i].const_data_ptr()); };
+      return Transformer{data(0), data(1), data(2), data(3), data(4), data(5), data(6), data(7)};
+    };
+    p.encoder = transformer(0);
+    p.decoder = transformer(8);
+    p.scale = static_cast<const float*>(scale.const_data_ptr());
+    p.shift = static_cast<const float*>(shift.const_data_ptr());
+  }
+
+  // The door validates with better words; this keeps direct callers of the op inside the memory.
+  void check_shapes(const Tensor& target) const {
+    const int64_t d = problem.d, f = problem.ffn, table = int64_t{problem.tasks} * problem.behaviors * 4 * d;
+    const int64_t sizes[8] = {d * d, d * d, d * d, d * d, f * d, f, d * f, d};
+    for (int i = 0; i < 16; ++i)
+      if (weights[i].numel() != sizes[i % 8]) fail("weights: shapes do not agree with values and linear1_bias");
+    if (scale.numel() != table || shift.numel() != table) fail("scale and shift: expected [T, M, 4, d]");
+    if (target.dim() != 2 || target.size(1) != d) fail("target: expected [B, d]");
+  }
+
+  void group_candidates(const std::optional<Tensor>& user_index) {
+    Problem& p = problem;
+    begin.assign(static_cast<size_t>(p.users) + 1, 0);
+    list.resize(static_cast<size_t>(p.candidates));
+    if (!user_index.has_value()) {
+      if (p.users != p.candidates)
+        fail("user_index: expected one when target has " + std::to_string(p.candidates) +
+             " rows and the sequences " + std::to_string(p.users) + " users");
+      for (int64_t i = 0; i < p.users; ++i) begin[i + 1] = i + 1, list[i] = i;
+    } else {
+      const std::vector<int64_t> user = to_int64(*user_index);
+      if (static_cast<int64_t>(user.size()) != p.candidates)
+        fail("user_index: expected " + std::to_string(p.candidates) + " entries, found " +
+             std::to_string(user.size()));
+      for (size_t i = 0; i < user.size(); ++i) {
+        if (user[i] < 0 || user[i] >= p.users)
+          fail("user_index: expected values in [0, " + std::to_string(p.users) + "), found user_index[" +
+               std::to_string(i) + "] = " + std::to_string(user[i]));
+        ++begin[user[i] + 1];
+      }
+      for (int64_t u = 0; u < p.users; ++u) begin[u + 1] += begin[u];
+      std::vector<int64_t> at(begin.begin(), begin.end() - 1);
+      for (size_t i = 0; i < user.size(); ++i) list[at[user[i]]++] = static_cast<int64_t>(i);
+    }
+    p.candidate_begin = begin.data();
+    p.candidate_list = list.data();
+  }
+
+  // Packed weights, then the absorbed queries.
+  Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
+    const Problem& p = problem;
+    const int64_t packed_floats = (kernel.packed_size(p) + 15) / 16 * 16;
+    Tensor memory = torch::stable::new_empty(like, {packed_floats + kernel.query_size(p) + 64}, ScalarType::Float);
+    *packed = static_cast<float*>(memory.mutable_data_ptr());
+    *queries = *packed + packed_floats;
+    kernel.pack(p, for_backward, *packed);
+    constexpr int64_t kChunk = 256;
+    const int64_t chunks = (p.candidates + kChunk - 1) / kChunk;
+    for_each_item(chunks, kernel.forward_scratch(p), [&](int64_t i, float* scratch) {
+      kernel.queries(p, *packed, i * kChunk, std::min((i + 1) * kChunk, p.candidates), *queries, scratch);
+    });
+    return memory;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+    Tensor values, Tensor offsets, int64_t num_behaviors, int64_t max_len, Tensor target,
+    std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v, Tensor enc_o, Tensor enc_w1,
+    Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q, Tensor dec_k, Tensor dec_v, Tensor dec_o,
+    Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2, Tensor scale, Tensor shift, int64_t num_heads,
+    double eps, bool save_for_backward) {
+  const Call call(values, offsets, num_behaviors, max_len, target, user_index,
+                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q, &dec_k, &dec_v,
+                   &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
+                  scale, shift, num_heads, eps);
+  const Problem& p = call.problem;
+  const bool save = save_for_backward;
+  Tensor out = torch::stable::new_empty(values, {p.candidates, p.tasks, p.behaviors, p.d});
+  Tensor normalized = torch::stable::new_empty(values, {save ? call.tokens : 0, p.d}, ScalarType::Float);
+  Tensor rstd = torch::stable::new_empty(values, {save ? call.tokens : 0}, ScalarType::Float);
+  Tensor head = torch::stable::new_empty(values, {save ? p.candidates : 0, p.tasks, p.behaviors, p.d},
+                                         ScalarType::Float);
+  if (p.candidates == 0 && !save) return {out, normalized, rstd, head};
+  ForwardOutputs outputs{out.mutable_data_ptr(), nullptr, nullptr, nullptr};
+  if (save) {
+    outputs.normalized = static_cast<float*>(normalized.mutable_data_ptr());
+    outputs.rstd = static_cast<float*>(rstd.mutable_data_ptr());
+    outputs.head = static_cast<float*>(head.mutable_data_ptr());
+  }
+  float *packed, *queries;
+  const Tensor memory = call.prepare(false, values, &packed, &queries);
+  constexpr int64_t kUsersPerItem = 64;
+  const int64_t chunks = (p.users + kUsersPerItem - 1) / kUsersPerItem;
+  for_each_item(chunks * p.behaviors, call.kernel.forward_scratch(p), [&](int64_t item, float* scratch) {
+    const int64_t first = item / p.behaviors * kUsersPerItem;
+    call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors), first,
+                        std::min(first + kUsersPerItem, p.users), outputs, scratch);
+  });
+  return {out, normalized, rstd, head};
+}
+
+// Sums the partitions' padded [out, stride] blocks into one contiguous [out, in] tensor.
+Tensor reduce_partitions(const Tensor& like, const float* partitions, int64_t count, int64_t total, int64_t at,
+                         int64_t rows, int64_t columns, int64_t stride, float factor,
+                         const std::vector<int64_t>& shape) {
+  Tensor result = torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape), ScalarType::Float);
+  auto* to = static_cast<float*>(result.mutable_data_ptr());
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = to + r * columns;
+    for (int64_t c = 0; c < columns; ++c) row[c] = 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = partitions + i * total + at + r * stride;
+      for (int64_t c = 0; c < columns; ++c) row[c] += from[c];
+    }
+    if (factor != 1.0f)
+      for (int64_t c = 0; c < columns; ++c) row[c] *= factor;
+  }
+  return result;
+}
+
+using Gradients =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+               Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_behaviors, int64_t max_len,
+                   Tensor target, std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v,
+                   Tensor enc_o, Tensor enc_w1, Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q,
+                   Tensor dec_k, Tensor dec_v, Tensor dec_o, Tensor dec_w1, Tensor dec_b1, Tensor dec_w2,
+                   Tensor dec_b2, Tensor scale, Tensor shift, int64_t num_heads, double eps, Tensor normalized,
+                   Tensor rstd, Tensor head) {
+  const Call call(values, offsets, num_behaviors, max_len, target, user_index,
+                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q, &dec_k, &dec_v,
+                   &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
+                  scale, shift, num_heads, eps);
+  const Problem& p = call.problem;
+  if (grad_out.scalar_type() != values.scalar_type()) grad_out = torch::stable::to(grad_out, values.scalar_type());
+  if (grad_out.dim() != 4 || grad_out.size(0) != p.candidates || grad_out.size(1) != p.tasks ||
+      grad_out.size(2) != p.behaviors || grad_out.size(3) != p.d)
+    fail("grad_out: expected [B, T, M, d]");
+  if (normalized.size(0) != call.tokens || rstd.size(0) != call.tokens || head.size(0) != p.candidates)
+    fail("backward needs what the forward saved: call it with save_for_backward");
+  normalized = as_float(normalized);
+  rstd = as_float(rstd);
+  head = as_float(head);
+
+  Tensor grad_values = torch::stable::new_empty(values, {call.tokens, p.d});
+  Tensor grad_target = torch::stable::new_empty(values, {p.candidates, p.d});
+  const BackwardIO io{{grad_out.const_data_ptr(),
+                       {grad_out.stride(0), grad_out.stride(1), grad_out.stride(2), grad_out.stride(3)}},
+                      static_cast<const float*>(normalized.const_data_ptr()),
+                      static_cast<const float*>(rstd.const_data_ptr()),
+                      static_cast<const float*>(head.const_data_ptr()),
+                      grad_values.mutable_data_ptr(),
+                      grad_target.mutable_data_ptr()};
+
+  float *packed, *queries;
+  const Tensor memory = call.prepare(true, values, &packed, &queries);
+
+  // Ranges of users and partitions depend on the batch alone, never on the number of threads.
+  constexpr int64_t kPartitions = 16, kUsersPerRange = 64;
+  const int64_t users_per_range =
+      std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + kPartitions - 1) / kPartitions));
+  const int64_t ranges = (p.users + users_per_range - 1) / users_per_range;
+  const int64_t partitions = std::min(kPartitions, ranges);
+  int64_t range_candidates = 0, user_candidates = 0;
+  for (int64_t r = 0; r < ranges; ++r)
+    range_candidates = std::max(range_candidates, call.begin[std::min((r + 1) * users_per_range, p.users)] -
+                                                      call.begin[r * users_per_range]);
+  for (int64_t u = 0; u < p.users; ++u)
+    user_candidates = std::max(user_candidates, call.begin[u + 1] - call.begin[u]);
+  const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, user_candidates);
+
+  const GradLayout layout = call.kernel.grad_layout(p);
+  const Tensor sums = torch::stable::new_zeros(values, {partitions * layout.total + 64}, ScalarType::Float);
+  auto* sum = static_cast<float*>(sums.mutable_data_ptr());
+  for_each_item(partitions, call.kernel.backward_scratch(p, batch_candidates, range_candidates),
+                [&](int64_t partition, float* scratch) {
+                  for (int64_t r = partition; r < ranges; r += partitions)
+                    call.kernel.backward(p, packed, queries, r * users_per_range,
+                                         std::min((r + 1) * users_per_range, p.users), batch_candidates,
+                                         range_candidates, io, sum + partition * layout.total, scratch);
+                });
+
+  const int64_t d = p.d, f = p.ffn, stride = layout.d_stride;
+  const float score_scale = 1.0f / std::sqrt(static_cast<float>(d / p.heads));
+  auto reduce = [&](int64_t at, int64_t rows, int64_t columns, int64_t row_stride, float factor,
+                    const std::vector<int64_t>& shape) {
+    return reduce_partitions(values, sum, partitions, layout.total, at, rows, columns, row_stride, factor, shape);
+  };
+  auto square = [&](int64_t at, float factor) { return reduce(at, d, d, stride, factor, {d, d}); };
+  auto w1 = [&](int64_t at) { return reduce(at, f, d, stride, 1.0f, {f, d}); };
+  auto b1 = [&](int64_t at) { return reduce(at, 1, f, f, 1.0f, {f}); };
+  auto w2 = [&](int64_t at) { return reduce(at, d, f, layout.ffn_stride, 1.0f, {d, f}); };
+  auto b2 = [&](int64_t at) { return reduce(at, 1, d, d, 1.0f, {d}); };
+  const std::vector<int64_t> table{p.tasks, p.behaviors, 4, d};
+  auto norms = [&](int64_t at) {
+    return reduce(at, int64_t{p.tasks} * p.behaviors * 4, d, stride, 1.0f, table);
+  };
+  const int64_t *e = layout.encoder, *t = layout.decoder;
+  return {grad_values,  grad_target,   square(e[0], score_scale), square(e[1], 1.0f), square(e[2], 1.0f),
+          square(e[3], 1.0f), w1(e[4]), b1(e[5]), w2(e[6]), b2(e[7]),
+          square(t[0], score_scale), square(t[1], 1.0f), square(t[2], 1.0f), square(t[3], 1.0f),
+          w1(t[4]), b1(t[5]), w2(t[6]), b2(t[7]), norms(layout.scale), norms(layout.shift)};
+}
+
+}  // namespace
+}  // namespace conditional_interest
+
+STABLE_TORCH_LIBRARY_IMPL(mtlfast, CPU, m) {
+  m.impl("conditional_interest_forward", TORCH_BOX(&conditional_interest::forward));
+  m.impl("conditional_interest_backward", TORCH_BOX(&conditional_interest::backward));
+}
+
+}  // namespace mtlfast

@@ -1,0 +1,208 @@
+// The weights as the micro-kernels want them: rows padded to a compile-time stride D, the right
+// operand of every product contiguous over its output columns, the FFN cut into blocks of kHidden.
+#pragma once
+
+#include <initializer_list>
+
+#include "rows.h"
+
+namespace mtlfast {
+namespace MTLFAST_ISA {
+
+using conditional_interest::Problem;
+using conditional_interest::Transformer;
+
+constexpr int kHidden = 64;  // hidden units of the FFN that are in flight at once
+
+// The whole-vector window of columns that covers one attention head.
+struct HeadWindow {
+  int first;    // first column of the head
+  int start;    // first column of the window
+  int columns;  // width of the window
+  int width;    // columns of the head
+  bool exact() const { return start == first && columns == width; }
+};
+
+MTLFAST_INLINE HeadWindow head_window(int head, int head_dim) {
+  HeadWindow w;
+  w.first = head * head_dim;
+  w.width = head_dim;
+  w.start = w.first / kLanes * kLanes;
+  w.columns = round_up_lanes(w.first + head_dim - w.start);
+  return w;
+}
+
+MTLFAST_INLINE int widest_window(int head_dim, int columns) {
+  const int widest = head_dim % kLanes == 0 ? head_dim : round_up_lanes(head_dim + kLanes - 1);
+  return widest < columns ? widest : columns;
+}
+
+struct Shape {
+  Width width;
+  int d, ffn, heads, head_dim;
+  int blocks;  // of kHidden
+  int window;  // widest head window
+  float score_scale;
+  explicit Shape(const Problem& p)
+      : width{p.d, round_up_lanes(p.d)},
+        d(p.d),
+        ffn(p.ffn),
+        heads(p.heads),
+        head_dim(p.d / p.heads),
+        blocks((p.ffn + kHidden - 1) / kHidden),
+        window(widest_window(p.d / p.heads, round_up_lanes(p.d))),
+        score_scale(1.0f / __builtin_sqrtf(static_cast<float>(p.d / p.heads))) {}
+  int hidden_in(int block) const {
+    const int left = ffn - block * kHidden;
+    return left < kHidden ? left : kHidden;
+  }
+};
+
+template <int D>
+struct PackedFfn {
+  float* w1_t;  // [blocks][d][kHidden]
+  float* b1;    // [blocks * kHidden]
+  float* w2_t;  // [blocks * kHidden][D]
+  float* b2;    // [D]
+  float* w1;    // [blocks * kHidden][D]        (backward)
+  float* w2;    // [blocks][d][kHidden]         (backward)
+
+  void layout(Arena& a, const Shape& s) {
+    const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
+    w1_t = a.take(hidden * s.d);
+    b1 = a.take(hidden);
+    w2_t = a.take(hidden * D);
+    b2 = a.take(D);
+    w1 = a.take(hidden * D);
+    w2 = a.take(hidden * s.d);
+  }
+
+  void fill(const Transformer& t, const Shape& s, bool for_backward) const {
+    const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
+    fill_zero(w1_t, hidden * s.d);
+    fill_zero(b1, hidden);
+    fill_zero(w2_t, hidden * D);
+    fill_zero(b2, D);
+    for (int j = 0; j < s.ffn; ++j) {
+      const int64_t block = static_cast<int64_t>(j / kHidden) * s.d * kHidden + j % kHidden;
+      for (int i = 0; i < s.d; ++i) {
+        w1_t[block + static_cast<int64_t>(i) * kHidden] = t.w1[static_cast<int64_t>(j) * s.d + i];
+        w2_t[static_cast<int64_t>(j) * D + i] = t.w2[static_cast<int64_t>(i) * s.ffn + j];
+      }
+      b1[j] = t.b1[j];
+    }
+    for (int i = 0; i < s.d; ++i) b2[i] = t.b2[i];
+    if (!for_backward) return;
+    fill_zero(w1, hidden * D);
+    fill_zero(w2, hidden * s.d);
+    for (int j = 0; j < s.ffn; ++j) {
+      const int64_t block = static_cast<int64_t>(j / kHidden) * s.d * kHidden + j % kHidden;
+      for (int i = 0; i < s.d; ++i) {
+        w1[static_cast<int64_t>(j) * D + i] = t.w1[static_cast<int64_t>(j) * s.d + i];
+        w2[block + static_cast<int64_t>(i) * kHidden] = t.w2[static_cast<int64_t>(i) * s.ffn + j];
+      }
+    }
+  }
+};
+
+// dst [d][D] = src [d][d], transposed when asked for, times factor.
+template <int D>
+void pack_square(const float* src, int d, bool transpose, float factor, float* dst) {
+  fill_zero(dst, static_cast<int64_t>(d) * D);
+  for (int o = 0; o < d; ++o)
+    for (int i = 0; i < d; ++i) {
+      const float x = src[static_cast<int64_t>(o) * d + i] * factor;
+      if (transpose)
+        dst[static_cast<int64_t>(i) * D + o] = x;
+      else
+        dst[static_cast<int64_t>(o) * D + i] = x;
+    }
+}
+
+// dst [heads][d][window]: src transposed to [in][out], for each head only its own output columns.
+inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
+  fill_zero(dst, static_cast<int64_t>(s.heads) * s.d * s.window);
+  for (int h = 0; h < s.heads; ++h) {
+    const HeadWindow w = head_window(h, s.head_dim);
+    for (int o = w.first; o < w.first + w.width; ++o)
+      for (int i = 0; i < s.d; ++i)
+        dst[(static_cast<int64_t>(h) * s.d + i) * s.window + (o - w.start)] =
+            src[static_cast<int64_t>(o) * s.d + i];
+  }
+}
+
+template <int D>
+struct Packed {
+  // encoder; queries carry the factor 1 / sqrt(head_dim)
+  float *eq_t, *ek_t, *ev_t, *eo_t;  // [d][D], in x out
+  float *eq, *ek, *ev, *eo;          // [d][D], out x in (backward)
+  PackedFfn<D> encoder;
+  // decoder
+  float *dq_t, *dk;      // q in x out (scaled), k out x in: together the absorbed query
+  float* dv_heads;       // [heads][d][window]
+  float* do_t;           // [d][D]
+  float *dq, *dv, *dout;  // [d][D], out x in (backward)
+  float* dk_heads;       // [heads][d][window] (backward)
+  PackedFfn<D> decoder;
+  float *scale, *shift;  // [T][M][4][D]
+
+  int64_t layout(float* base, const Problem& p) {
+    const Shape s(p);
+    Arena a{base};
+    const int64_t square = static_cast<int64_t>(s.d) * D;
+    const int64_t windows = static_cast<int64_t>(s.heads) * s.d * s.window;
+    for (float** m : {&eq_t, &ek_t, &ev_t, &eo_t, &eq, &ek, &ev, &eo, &dq_t, &dk, &do_t, &dq, &dv, &dout})
+      *m = a.take(square);
+    dv_heads = a.take(windows);
+    dk_heads = a.take(windows);
+    encoder.layout(a, s);
+    decoder.layout(a, s);
+    const int64_t table = static_cast<int64_t>(p.tasks) * p.behaviors * 4 * D;
+    scale = a.take(table);
+    shift = a.take(table);
+    return a.used;
+  }
+
+  void fill(const Problem& p, bool for_backward) const {
+    const Shape s(p);
+    const Transformer &e = p.encoder, &t = p.decoder;
+    pack_square<D>(e.q, s.d, true, s.score_scale, eq_t);
+    pack_square<D>(e.k, s.d, true, 1.0f, ek_t);
+    pack_square<D>(e.v, s.d, true, 1.0f, ev_t);
+    pack_square<D>(e.o, s.d, true, 1.0f, eo_t);
+    pack_square<D>(t.q, s.d, true, s.score_scale, dq_t);
+    pack_square<D>(t.k, s.d, false, 1.0f, dk);
+    pack_square<D>(t.o, s.d, true, 1.0f, do_t);
+    pack_head_windows(t.v, s, dv_heads);
+    if (for_backward) {
+      pack_square<D>(e.q, s.d, false, s.score_scale, eq);
+      pack_square<D>(e.k, s.d, false, 1.0f, ek);
+      pack_square<D>(e.v, s.d, false, 1.0f, ev);
+      pack_square<D>(e.o, s.d, false, 1.0f, eo);
+      pack_square<D>(t.q, s.d, false, s.score_scale, dq);
+      pack_square<D>(t.v, s.d, false, 1.0f, dv);
+      pack_square<D>(t.o, s.d, false, 1.0f, dout);
+      pack_head_windows(t.k, s, dk_heads);
+    }
+    encoder.fill(e, s, for_backward);
+    decoder.fill(t, s, for_backward);
+    const int64_t rows = static_cast<int64_t>(p.tasks) * p.behaviors * 4;
+    fill_zero(scale, rows * D);
+    fill_zero(shift, rows * D);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int i = 0; i < s.d; ++i) {
+        scale[r * D + i] = p.scale[r * s.d + i];
+        shift[r * D + i] = p.shift[r * s.d + i];
+      }
+  }
+
+  const float* scale_row(const Problem& p, int task, int behavior, int position) const {
+    return scale + ((static_cast<int64_t>(task) * p.behaviors + behavior) * 4 + position) * D;
+  }
+  const float* shift_row(const Problem& p, int task, int behavior, int position) const {
+    return shift + ((static_cast<int64_t>(task) * p.behaviors + behavior) * 4 + position) * D;
+  }
+};
+
+}  // namespace MTLFAST_ISA
+}  // namespace mtlfast
