@@ -161,11 +161,17 @@ def _accepts(compiler: str, flags: list[str]) -> bool:
     return subprocess.run(command, input="", text=True, capture_output=True).returncode == 0
 
 
+def _target_machine(compiler: str) -> str:
+    """The processor family the compiler builds for, which need not be the one it runs on."""
+    done = subprocess.run([*compiler.split(), "-dumpmachine"], text=True, capture_output=True)
+    return (done.stdout.split("-")[0] or platform.machine()).strip().lower()
+
+
 def isa_flags(compiler: str) -> dict[str, list[str]]:
     """The instruction sets to build for: those of this machine's family the compiler knows."""
     if not _accepts(compiler, []):
         raise BuildError(f"{compiler} does not accept -std=c++20 (needs gcc >= 11 or clang >= 13).")
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if _target_machine(compiler) not in ("x86_64", "amd64"):
         return {"portable": []}
     return {isa: flags for isa, flags in X86_ISAS.items() if _accepts(compiler, flags)}
 
