@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,18 @@ class Batch:
         )
 
 
+_NAMES = ("sparse", "sequences", "labels", "user_index")
+
+
 def _flatten(batch: Batch) -> tuple[list[Any], None]:
-    return [batch.sparse, batch.sequences, batch.labels, batch.user_index], None
+    return [getattr(batch, name) for name in _NAMES], None
 
 
-def _unflatten(children: Any, context: None) -> Batch:
+def _flatten_with_keys(batch: Batch) -> tuple[list[tuple[Any, Any]], None]:
+    return [(pytree.GetAttrKey(name), getattr(batch, name)) for name in _NAMES], None
+
+
+def _unflatten(children: Iterable[Any], context: None) -> Batch:
     return Batch(*children)
 
 
@@ -71,7 +79,11 @@ pytree.register_pytree_node(
     Batch,
     _flatten,
     _unflatten,
-    serialized_type_name="mtlfast.data.batch.Batch",
+    flatten_with_keys_fn=_flatten_with_keys,
+    serialized_type_name="mtlfast.data.Batch",
     to_dumpable_context=lambda context: None,
     from_dumpable_context=lambda context: None,
 )
+
+# Lets torch.load read a stored batch with weights_only=True.
+torch.serialization.add_safe_globals([Batch])

@@ -7,13 +7,15 @@ from numpy.typing import NDArray
 
 from mtlfast.data.synthetic.random_bits import U64
 
-__all__ = ["Catalogue", "alias_table"]
+__all__ = ["MAX_ITEMS", "Catalogue", "alias_table"]
 
 Ints = NDArray[np.int64]
 
 _CHOICE_BITS = 8  # left to the caller
 _CATEGORY_BITS = 20
 _ITEM_BITS = 36
+
+MAX_ITEMS = (1 << (64 - _ITEM_BITS)) - 1  # an item index times a fraction fits into 64 bits
 
 
 def alias_table(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints]:
@@ -30,8 +32,9 @@ def alias_table(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints
     """
     n = len(weights)
     share = weights * (n / weights.sum())
-    light = np.flatnonzero(share < 1)
-    heavy = np.flatnonzero(share >= 1)
+    is_heavy = share >= 1
+    is_heavy[share.argmax()] = True  # rounding may leave all equal shares just below 1
+    light, heavy = np.flatnonzero(~is_heavy), np.flatnonzero(is_heavy)
     keep = np.ones(n)
     alias = np.arange(n)
     lack = np.cumsum(1 - share[light])
@@ -64,8 +67,8 @@ class Catalogue:
     def __init__(
         self, num_items: int, num_categories: int, exponent: float, rng: np.random.Generator
     ) -> None:
-        if not 1 <= num_items < 1 << 28:
-            raise ValueError(f"num_items: expected 1 to {(1 << 28) - 1}, found {num_items}")
+        if not 1 <= num_items <= MAX_ITEMS:
+            raise ValueError(f"num_items: expected 1 to {MAX_ITEMS}, found {num_items}")
         self.num_items = num_items
         self.num_categories = num_categories = min(num_categories, num_items)
         self.popularity = np.arange(1, num_items + 1, dtype=np.float64) ** -exponent

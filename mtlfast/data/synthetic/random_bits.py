@@ -34,7 +34,7 @@ class RandomBits:
 
 def uniform(bits: U64) -> NDArray[np.float64]:
     """Words -> floats in the open interval (0, 1)."""
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def hash_bits(ids: NDArray[np.int64], salt: int | NDArray[np.int64]) -> U64:

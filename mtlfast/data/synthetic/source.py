@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mtlfast.data.batch import Batch
 from mtlfast.data.source import DataSource
 from mtlfast.data.spec import DatasetSpec
-from mtlfast.data.synthetic.catalogue import Catalogue
+from mtlfast.data.synthetic.catalogue import MAX_ITEMS, Catalogue
 from mtlfast.data.synthetic.fields import SyntheticFields
 from mtlfast.data.synthetic.labels import LabelModel
 from mtlfast.data.synthetic.lengths import LengthKind, LengthSampler
@@ -83,12 +83,16 @@ class SyntheticSource(DataSource):
         test_samples: int = 1 << 17,
     ) -> None:
         self.shape = shape
-        self.seed = _at_least("seed", seed, 0)
-        self.candidates_per_user = _at_least("candidates_per_user", candidates_per_user, 1)
-        self._num_users = _at_least("num_users", num_users or shape.num_users, 1)
-        self._num_items = _at_least("num_items", num_items or shape.num_items, 1)
-        self._train_samples = _at_least("train_samples", train_samples, 1)
-        self._test_samples = _at_least("test_samples", test_samples, 1)
+        self.seed = _in_range("seed", seed, 0)
+        self.candidates_per_user = _in_range("candidates_per_user", candidates_per_user, 1)
+        self._num_users = _in_range(
+            "num_users", shape.num_users if num_users is None else num_users, 1
+        )
+        self._num_items = _in_range(
+            "num_items", shape.num_items if num_items is None else num_items, 1, MAX_ITEMS
+        )
+        self._train_samples = _in_range("train_samples", train_samples, 1)
+        self._test_samples = _in_range("test_samples", test_samples, 1)
         self._lengths = LengthSampler(shape, lengths)
         self._fields = SyntheticFields(shape, num_fields, self._num_users, self._num_items)
         self.spec = DatasetSpec(
@@ -209,7 +213,8 @@ class SyntheticSource(DataSource):
         )
 
 
-def _at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, found {value}")
+def _in_range(name: str, value: int, least: int, most: int | None = None) -> int:
+    if value < least or (most is not None and value > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}: expected {expected}, found {value}")
     return value
