@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -31,22 +32,29 @@ class _Parser(argparse.ArgumentParser):
     """Unknown options name the nearest one that exists."""
 
     def parse_all(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        options, unknown = self.parse_known_args(arguments)
-        if unknown:
-            command = getattr(options, "parser", self)
-            command.error(_unknown(unknown[0], command))
+        options, rest = self.parse_known_args(arguments)
+        if rest and not options.passes_on:
+            options.parser.error(_unknown(rest[0], options.parser))
+        options.rest = rest
         return options
 
     def error(self, message: str) -> NoReturn:
+        wrong_choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong_choice:
+            choices = re.findall(r"[\w-]+", wrong_choice[2])
+            message += _nearest(wrong_choice[1], choices)
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 
 def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
     name = argument.split("=", 1)[0]
     known = [option for action in parser._actions for option in action.option_strings]
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {nearest[0]}?" if nearest else ""
-    return f"unknown argument {name}{hint}"
+    return f"unknown argument {name}{_nearest(name, known)}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {found[0]}?" if found else ""
 
 
 def build_parser() -> _Parser:
@@ -66,17 +74,23 @@ def build_parser() -> _Parser:
             help=module.HELP,
             description=module.DESCRIPTION,
             epilog=module.EXAMPLES,
+            usage=f"mtlfast {module.NAME} {module.USAGE}".rstrip(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=not module.PASSES_ON,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run, parser=command, passes_on=module.PASSES_ON)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 well, 2 bad input, 130 stopped by the user)."""
     parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help()
+        return 2
     options = parser.parse_all(arguments)
     program = options.parser.prog
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 NAME = "env"
+USAGE = "[--json]"
+PASSES_ON = False
 HELP = "versions, instruction sets, compiled features, loaded ops"
 DESCRIPTION = "Report what runs here; attach the output to bug reports."
 EXAMPLES = """\

@@ -10,6 +10,8 @@ from mtlfast.commands.settings import add_settings, given_settings
 from mtlfast.training.config import TrainConfig
 
 NAME = "evaluate"
+USAGE = "--checkpoint RUN [--output FILE] [settings]"
+PASSES_ON = False
 HELP = "AUC and LogLoss per task of a checkpoint"
 DESCRIPTION = """\
 Score a checkpoint on the test part of a data source and write the table as JSON and

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 NAME = "models"
+USAGE = "[MODEL]"
+PASSES_ON = False
 HELP = "the models and their options"
 DESCRIPTION = "List the models, or the options of one with their meaning and defaults."
 EXAMPLES = """\
@@ -65,4 +67,4 @@ def _meanings(config_class: type) -> dict[str, str]:
     text = inspect.getdoc(config_class) or ""
     section = text.partition("Args:\n")[2].partition("\n\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
-    return {name: " ".join(meaning.replace("``", "").split()) for name, meaning in found}
+    return {name: " ".join(re.sub(r":\w+:|`+", "", meaning).split()) for name, meaning in found}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mtlfast.training.loop import Trainer
 
 NAME = "train"
+USAGE = "[--config FILE] [--resume RUN] [--run-dir DIR] [settings]"
+PASSES_ON = False
 HELP = "train a model, or resume a run"
 DESCRIPTION = """\
 Train a model and write a run folder: checkpoints, the loss curve (train.csv,

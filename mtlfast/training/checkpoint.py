@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).strip().splitlines()
@@ -70,6 +72,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: incomplete, without {', '.join(missing)}")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """The file is a zip archive with a checksum per entry, which ``torch.load`` does not verify."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.testzip()
+    if entry is not None:
+        raise ValueError(f"wrong checksum of {entry}")
 
 
 def find_checkpoint(path: str | Path) -> Path:

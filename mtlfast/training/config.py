@@ -36,7 +36,9 @@ class TrainConfig:
     )
     model_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("what to train", "settings of the model, such as embed_dim=16"),
+        metadata=_about(
+            "what to train", "settings of the model, such as embed_dim=16 head.name=aitm"
+        ),
     )
     data: str = field(
         default="synthetic:tenrec",
@@ -48,7 +50,9 @@ class TrainConfig:
     )
     data_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("what to train", "settings of the data source"),
+        metadata=_about(
+            "what to train", "settings of the data source, such as train_samples=50000"
+        ),
     )
     backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = field(
         default="auto", metadata=_about("what to train", "implementation of the fused ops")

@@ -202,6 +202,7 @@ class Trainer:
             self.run_dir,
             self.source.spec.tasks,
             start_step=self.step,
+            every=config.log_every,
             tensorboard=config.tensorboard,
         )
         progress = Progress(
@@ -213,6 +214,8 @@ class Trainer:
                     self._train_epoch(records, progress, stop)
             progress.close()
             self._save()
+            if self._steps_in_sums:  # after saving: a run that goes further writes a whole row
+                self._log(records, progress, self.samples / max(self.seconds, 1e-9))
             metrics = self.evaluate()
             records.test(self.step, metrics)
             self._note_best(metrics)
@@ -238,7 +241,7 @@ class Trainer:
                 self.samples += len(batch)
                 progress.advance(len(batch))
                 self.seconds = seconds_before + time.perf_counter() - begun
-                if self.step % config.log_every == 0 or self.step == self.total_steps:
+                if self.step % config.log_every == 0:
                     now = time.perf_counter()
                     rate = (self.samples - mark_samples) / max(now - mark, 1e-9)
                     mark, mark_samples = now, self.samples

@@ -23,26 +23,34 @@ class Records:
         tasks: names of the T tasks.
         start_step: rows after this step are dropped, so that a resumed run does not repeat
             what it had logged between its last checkpoint and its end.
+        every: steps per row; a last row of fewer steps is dropped too, as the resumed run
+            writes the whole one.
         tensorboard: also write TensorBoard curves; a warning says so where it is not installed.
     """
 
     def __init__(
-        self, folder: str | Path, tasks: Sequence[str], *, start_step: int, tensorboard: bool
+        self,
+        folder: str | Path,
+        tasks: Sequence[str],
+        *,
+        start_step: int,
+        every: int = 1,
+        tensorboard: bool,
     ) -> None:
         self._tasks = tuple(tasks)
         self._path = Path(folder) / "train.csv"
         self._header = ["step", "epoch", "loss", *(f"loss/{t}" for t in tasks), "samples_per_s"]
-        self._keep_until(start_step)
+        self._keep_until(start_step, every)
         self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._curves = _curves(Path(folder) / "tensorboard", start_step) if tensorboard else None
 
-    def _keep_until(self, step: int) -> None:
+    def _keep_until(self, step: int, every: int) -> None:
         rows: list[list[str]] = []
         if step > 0 and self._path.is_file():
             with open(self._path, newline="", encoding="utf-8") as file:
                 lines = [row for row in csv.reader(file) if len(row) == len(self._header)]
-            rows = [row for row in lines[1:] if int(row[0]) <= step]
+            rows = [row for row in lines[1:] if int(row[0]) <= step and int(row[0]) % every == 0]
         write_csv(self._path, self._header, rows)
 
     def train(

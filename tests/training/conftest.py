@@ -76,6 +76,8 @@ class TinyModel(nn.Module):
         self.item = nn.Embedding(50, 4, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(4, 2)
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=0.1)
 
     def forward(
         self, sparse: Tensor, sequences: JaggedSequences, user_index: Tensor | None = None
@@ -85,7 +87,7 @@ class TinyModel(nn.Module):
             torch.arange(sequences.num_users).repeat(sequences.num_behaviors),
             sequences.lengths().flatten(),
         )
-        history = history.index_add(0, rows, self.item(sequences.values))
+        history = history.index_add(0, rows, 0.1 * self.item(sequences.values))
         hidden = self.user(sparse[:, 0]) + self.item(sparse[:, 1]) + history
         return self.out(self.dropout(hidden.tanh()))
 

@@ -83,7 +83,7 @@ def test_variables_in_paths(monkeypatch):
     monkeypatch.setenv("SOME_FOLDER", "/data/x")
     assert config.expand("deskdrop:${SOME_FOLDER}/log") == "deskdrop:/data/x/log"
     monkeypatch.delenv("SOME_FOLDER")
-    with pytest.raises(ValueError, match="environment variable .*SOME_FOLDER.* is not set"):
+    with pytest.raises(ValueError, match=r"environment variable .*SOME_FOLDER.* is not set"):
         config.expand("deskdrop:${SOME_FOLDER}/log")
 
 
