@@ -53,7 +53,7 @@ def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f", did you mean {found[0]}?" if found else ""
 
 
