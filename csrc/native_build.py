@@ -56,6 +56,8 @@ COMMON_FLAGS = [
 TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+# gcc 12 warns of uninitialized variables inside its own AVX-512 headers, wherever they are inlined.
+AVX512 += ["-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"]
 X86_ISAS: dict[str, list[str]] = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -448,7 +450,8 @@ def _run_sanitized(program: Path, isas: list[str], pattern: str) -> None:
         environment = {
             **os.environ,
             "MTLFAST_CPU_CAPABILITY": isa,
-            "ASAN_OPTIONS": f"strict_string_checks=1:detect_stack_use_after_return=1:{leaks}",
+            # gcc 11 to 13 misalign 64-byte vectors on the fake stack of that check.
+            "ASAN_OPTIONS": f"strict_string_checks=1:detect_stack_use_after_return=0:{leaks}",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
         command = [str(program), *([pattern] if pattern else [])]
