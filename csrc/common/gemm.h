@@ -26,7 +26,8 @@ struct GemmTile {
   int64_t ldc;
   const float* residual;  // added to the product, or null; may be C itself to accumulate
   int64_t ldr;
-  const float* bias;  // one row added to every row, or null
+  const float* bias;      // one row added to every row, or null
+  const float* row_bias;  // one number per row, or null
   int k;
   bool relu;
 };
@@ -75,6 +76,12 @@ void gemm_tile(const GemmTile& g) {
       for (int m = 0; m < MR; ++m) acc[m][v] += bias;
     }
   }
+  if (g.row_bias != nullptr) {
+#pragma GCC unroll 32
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast(g.row_bias[m]);
+  }
   if (g.residual != nullptr) {
 #pragma GCC unroll 32
     for (int m = 0; m < MR; ++m)
@@ -111,6 +118,7 @@ void gemm_columns(int rows, GemmTile g) {
     g.a += LDA == kTransposed ? count : LDA == kStrided ? count * g.lda : count * LDA;
     g.c += count * g.ldc;
     if (g.residual != nullptr) g.residual += count * g.ldr;
+    if (g.row_bias != nullptr) g.row_bias += count;
   }
 }
 
@@ -130,6 +138,7 @@ void gemm(int rows, int columns, GemmTile g) {
       g.a += LDA == kTransposed ? g.k * g.lda : g.k;
       g.b += g.k * g.ldb;
       g.bias = nullptr;
+      g.row_bias = nullptr;
       g.residual = g.c;
       g.ldr = g.ldc;
     }

@@ -2,6 +2,7 @@
 // every candidate's gradients are summed by one thread in one order.
 #pragma once
 
+#include "decoder_tail_rows.h"
 #include "forward.h"
 
 namespace mtlfast {
@@ -35,6 +36,10 @@ struct Gradients {
     return ((static_cast<int64_t>(task) * p.behaviors + behavior) * 4 + position) * D;
   }
 };
+
+// Smaller than the forward's: the hidden activations of a whole batch are kept.
+template <int D>
+constexpr int kBackwardTokens = D <= 64 ? 96 : 48;
 
 template <int D>
 GradLayout gradient_layout(const Problem& p) {
@@ -84,7 +89,7 @@ struct BackwardScratch {
   int64_t layout(float* base, const Problem& p, int64_t batch_candidates, int64_t range_candidates) {
     const Shape s(p);
     Arena a{base};
-    rows = most_rows(p, kTokens<D>);
+    rows = most_rows(p, kBackwardTokens<D>);
     const int most = pairs_per_group(p);
     const int64_t block = rows * D;
     const int64_t pair_block = static_cast<int64_t>(most) * s.heads * D;
@@ -95,8 +100,8 @@ struct BackwardScratch {
     rstd1 = a.take(rows + kLanes);
     hidden = a.take(s.blocks * rows * kHidden);
     dh = a.take(rows * kHidden);
-    attention.layout(a, s, rows, p.longest, true);
-    tail.layout(a, s, round_up(most * p.tasks, kLanes), true);
+    attention.layout(a, s, rows, p.longest);
+    tail.layout(a, s, round_up(most * p.tasks, kLanes));
     group.layout(a, p);
     for (float** m : {&vectors, &d_pooled, &pooled, &d_values, &d_vectors}) *m = a.take(pair_block);
     pair_d_head = a.take(static_cast<int64_t>(most) * D);
@@ -147,7 +152,7 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
     }
   }
   const int64_t hidden_block = static_cast<int64_t>(rows) * kHidden;
-  decoder_tail<D>(p, packed, s, behavior, g.count, tail, hidden_block);
+  decoder_tail_rows<D>(p, packed, s, behavior, g.count, tail, hidden_block);
 
   auto through_norm = [&](int position, float* gradient, const float* normalized, const float* rstd) {
     for (int t = 0; t < p.tasks; ++t) {
@@ -300,13 +305,13 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
 
   for (int behavior = 0; behavior < p.behaviors; ++behavior)
     for (int64_t user = user_begin; user < user_end;) {
-      const UserBatch batch = next_batch<D>(p, behavior, user, user_end, a.segments);
+      const UserBatch batch = next_batch(p, behavior, user, user_end, kBackwardTokens<D>, a.segments);
       user = batch.last;
       const int64_t batch_position = p.candidate_begin[batch.first];
       int64_t at_user = batch.first;
       for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-        const Group g = next_group(p, behavior, batch, position, &at_user, most, most_entries, gs.lengths,
-                                   gs.pairs, gs.slot_of_pair);
+        const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
+                                   &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
         tail_backward<D>(p, packed, s, behavior, g, io, grad, a, a.d_item + (position - first_position) * D,
                          a.d_head + (position - batch_position) * p.tasks * D);
         position += g.count;
@@ -329,8 +334,8 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
         at_user = batch.first;
         for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-          const Group g = next_group(p, behavior, batch, position, &at_user, most, most_entries, gs.lengths,
-                                     gs.pairs, gs.slot_of_pair);
+          const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
+                                     &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
           if (g.num_pairs > 0) {
             gs.map.build(gs.pairs, g.num_pairs);
             attention_backward<D>(p, packed, s, behavior, t, g,

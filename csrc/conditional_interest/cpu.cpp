@@ -218,6 +218,7 @@ struct Call {
       std::vector<int64_t> at(begin.begin(), begin.end() - 1);
       for (size_t i = 0; i < user.size(); ++i) list[at[user[i]]++] = static_cast<int64_t>(i);
     }
+    for (int64_t u = 0; u < p.users; ++u) p.busiest = std::max(p.busiest, begin[u + 1] - begin[u]);
     p.candidate_begin = begin.data();
     p.candidate_list = list.data();
   }
@@ -267,10 +268,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor memory = call.prepare(false, values, &packed, &queries);
   constexpr int64_t kUsersPerItem = 64;
   const int64_t chunks = (p.users + kUsersPerItem - 1) / kUsersPerItem;
-  for_each_item(chunks * p.behaviors, call.kernel.forward_scratch(p), [&](int64_t item, float* scratch) {
-    const int64_t first = item / p.behaviors * kUsersPerItem;
-    call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors), first,
-                        std::min(first + kUsersPerItem, p.users), outputs, scratch);
+  // A few users with many candidates (a ranking request): candidates are split as well, which encodes
+  // the users' short sequences once per part.
+  constexpr int64_t kCandidatesPerPart = 128, kItemsPerThread = 4;
+  const int64_t wanted = kItemsPerThread * torch::stable::get_num_threads();
+  int64_t parts = 1;
+  if (!save && chunks * p.behaviors < wanted)
+    parts = std::max<int64_t>(1, std::min(wanted / (chunks * p.behaviors), p.candidates / kCandidatesPerPart));
+  const int64_t part = (p.candidates + parts - 1) / parts;
+  for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p), [&](int64_t item, float* scratch) {
+    const int64_t user = item / (p.behaviors * parts) * kUsersPerItem;
+    const int64_t first = item / p.behaviors % parts * part;
+    call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors), user,
+                        std::min(user + kUsersPerItem, p.users), first, std::min(first + part, p.candidates),
+                        outputs, scratch);
   });
   return {out, normalized, rstd, head};
 }
@@ -338,13 +349,11 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
       std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + kPartitions - 1) / kPartitions));
   const int64_t ranges = (p.users + users_per_range - 1) / users_per_range;
   const int64_t partitions = std::min(kPartitions, ranges);
-  int64_t range_candidates = 0, user_candidates = 0;
+  int64_t range_candidates = 0;
   for (int64_t r = 0; r < ranges; ++r)
     range_candidates = std::max(range_candidates, call.begin[std::min((r + 1) * users_per_range, p.users)] -
                                                       call.begin[r * users_per_range]);
-  for (int64_t u = 0; u < p.users; ++u)
-    user_candidates = std::max(user_candidates, call.begin[u + 1] - call.begin[u]);
-  const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, user_candidates);
+  const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, p.busiest);
 
   const GradLayout layout = call.kernel.grad_layout(p);
   const Tensor sums = torch::stable::new_zeros(values, {partitions * layout.total + 64}, ScalarType::Float);

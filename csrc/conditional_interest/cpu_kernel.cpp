@@ -75,12 +75,13 @@ int64_t forward_scratch(const Problem& p) {
 }
 
 void forward(const Problem& p, const float* packed, const float* queries, int behavior, int64_t user_begin,
-             int64_t user_end, const ForwardOutputs& out, float* memory) {
+             int64_t user_end, int64_t first, int64_t last, const ForwardOutputs& out, float* memory) {
   with_stride(p, [&](auto stride) {
     constexpr int D = decltype(stride)::value;
     ForwardScratch<D> scratch;
     scratch.layout(memory, p);
-    forward_range<D>(p, unpacked_view<D>(p, packed), queries, behavior, user_begin, user_end, out, scratch);
+    forward_range<D>(p, unpacked_view<D>(p, packed), queries, behavior, user_begin, user_end, first, last,
+                     out, scratch);
   });
 }
 

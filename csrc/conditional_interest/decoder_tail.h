@@ -1,43 +1,41 @@
 // The decoder after pooling: value and output projection, residual with the target item, conditional
-// norm, FFN, conditional norm (DTRN Eq. 7-8), for a group of (task, pair) rows: row = task * P + pair.
+// norm, FFN, conditional norm (DTRN Eq. 7-8). One (task, pair) per lane: column = task * P + pair.
 #pragma once
 
 #include "attention_pool.h"
-#include "feed_forward.h"
-#include "self_attention.h"
+#include "columns.h"
 
 namespace mtlfast {
 namespace MTLFAST_ISA {
 
-template <int D>
-struct TailScratch {
-  float* pooled;      // [heads][rows][D]
-  float* head;        // [rows][D]
-  float* item;        // [pairs][D]
-  float* normalized2;  // [rows][D]
-  float* rstd2;
-  float* x3;  // the FFN's input
-  float* normalized3;
-  float* rstd3;
-  float* hidden;  // [rows][kHidden], or [blocks][rows][kHidden] for the backward
-  float *g3, *g2, *dh;
+constexpr int kTailRows = 128;
+constexpr int64_t kTailStride = kTailRows + kLanes;  // not a power of two: columns spread over the cache
 
-  void layout(Arena& a, const Shape& s, int64_t rows, bool backward) {
-    const int64_t block = rows * D;
-    pooled = a.take(s.heads * block);
+template <int D>
+struct TailColumns {
+  float* pooled;  // [heads][rows][D]
+  float* item;    // [pairs][D]
+  float* values;  // [columns][ld] one head's pooled vectors
+  float* head;    // [columns][ld]
+  float *items, *normalized2, *x3, *normalized3;
+  float* hidden;  // [kHidden][kBlock]
+  float* out;     // [rows][D]
+  int64_t ld;
+
+  void layout(Arena& a, const Shape& s, int64_t rows) {
+    const int64_t padded = (rows + kLanes - 1) / kLanes * kLanes;
+    ld = padded + kLanes;
+    const int64_t block = s.width.columns * ld + kLanes;
+    pooled = a.take(s.heads * padded * D);
+    item = a.take(padded * D);
+    values = a.take(block);
     head = a.take(block);
-    item = a.take(block);
+    items = a.take(block);
     normalized2 = a.take(block);
-    rstd2 = a.take(rows + kLanes);
     x3 = a.take(block);
     normalized3 = a.take(block);
-    rstd3 = a.take(rows + kLanes);
-    hidden = a.take(rows * kHidden * (backward ? s.blocks : 1));
-    g3 = g2 = dh = nullptr;
-    if (!backward) return;
-    g3 = a.take(block);
-    g2 = a.take(block);
-    dh = a.take(rows * kHidden);
+    hidden = a.take(kHidden * kBlock);
+    out = a.take(padded * D);
   }
 };
 
@@ -59,41 +57,47 @@ void affine_pooled(const Problem& p, const Packed<D>& packed, const Shape& s, in
     }
 }
 
-// head <- the value projection of each head's pooled vector.
+// Each task's columns of src through that task's norm table. Whole vectors are written, so what spills
+// over one task's last column is overwritten by the next task: src and dst must differ.
 template <int D>
-void project_values(const Packed<D>& packed, const Shape& s, int rows, const float* pooled, float* head) {
-  if (s.head_dim % kLanes != 0) fill_zero(head, static_cast<int64_t>(rows) * D);
-  for (int h = 0; h < s.heads; ++h) {
-    const HeadWindow w = head_window(h, s.head_dim);
-    GemmTile g{};
-    g.a = pooled + static_cast<int64_t>(h) * rows * D;
-    g.b = packed.dv_heads + static_cast<int64_t>(h) * s.d * s.window;
-    g.ldb = s.window;
-    g.c = head + w.start;
-    g.ldc = D;
-    g.residual = w.exact() ? nullptr : g.c;
-    g.ldr = D;
-    g.k = s.d;
-    gemm<D>(rows, w.columns, g);
-  }
+void affine_tasks(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int position, int pairs,
+                  const float* src, float* dst, int64_t ld) {
+  for (int t = 0; t < p.tasks; ++t)
+    affine_columns(src + t * pairs, ld, pairs, s.d, packed.scale_row(p, t, behavior, position),
+                   packed.shift_row(p, t, behavior, position), dst + t * pairs, ld);
 }
 
-// From head and item to normalized3, keeping what the backward needs.
+// From item and, where a pair has tokens, `pooled` or (when that is not given) `head`, the attention
+// output before W^O, to the rows of `out`.
 template <int D>
 void decoder_tail(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int pairs,
-                  const TailScratch<D>& a, int64_t hidden_block_stride) {
+                  bool any_tokens, bool pooled, const TailColumns<D>& a) {
   const int rows = p.tasks * pairs;
-  for (int t = 0; t < p.tasks; ++t)
-    std::memcpy(a.normalized2 + static_cast<int64_t>(t) * pairs * D, a.item,
-                sizeof(float) * static_cast<size_t>(pairs) * D);
-  project<D>(a.head, packed.do_t, rows, s, a.normalized2, a.normalized2);
-  normalize_rows<D>(a.normalized2, rows, s.width, p.eps, a.rstd2);
-  for (int t = 0; t < p.tasks; ++t)
-    affine_rows<D>(a.normalized2 + static_cast<int64_t>(t) * pairs * D, pairs, s.width,
-                   packed.scale_row(p, t, behavior, 2), packed.shift_row(p, t, behavior, 2),
-                   a.x3 + static_cast<int64_t>(t) * pairs * D);
-  feed_forward<D>(packed.decoder, s, a.x3, rows, a.normalized3, a.hidden, hidden_block_stride);
-  normalize_rows<D>(a.normalized3, rows, s.width, p.eps, a.rstd3);
+  const int64_t ld = a.ld;
+  for (int r = 0; r < pairs; r += kLanes) rows_to_columns<D>(a.item + static_cast<int64_t>(r) * D, s.width, a.items + r, ld);
+  for (int k = 0; k < s.d; ++k)
+    for (int t = 0; t < p.tasks; ++t)
+      for (int c = 0; c < pairs; c += kLanes)
+        store(a.normalized2 + k * ld + t * pairs + c, load(a.items + k * ld + c));
+  if (any_tokens) {
+    for (int h = 0; pooled && h < s.heads; ++h) {
+      const float* vectors = a.pooled + static_cast<int64_t>(h) * rows * D;
+      for (int r = 0; r < rows; r += kLanes)
+        rows_to_columns<D>(vectors + static_cast<int64_t>(r) * D, s.width, a.values + r, ld);
+      multiply<D>(packed.dv + static_cast<int64_t>(h) * s.head_dim * D, s.head_dim, s.d, a.values, ld, rows,
+                  a.head + h * s.head_dim * ld, ld);
+    }
+    multiply<D>(packed.dout, s.d, s.d, a.head, ld, rows, a.normalized2, ld, a.normalized2, ld);
+  }
+  normalize_columns(a.normalized2, ld, rows, s.d, p.eps, nullptr);
+  affine_tasks<D>(p, packed, s, behavior, 2, pairs, a.normalized2, a.x3, ld);
+  for (int c = 0; c < rows; c += kBlock) {
+    const int n = rows - c < kBlock ? rows - c : kBlock;
+    feed_forward_columns<D>(packed.decoder, s, a.x3 + c, ld, n, a.normalized3 + c, ld, a.hidden);
+  }
+  normalize_columns(a.normalized3, ld, rows, s.d, p.eps, nullptr);
+  affine_tasks<D>(p, packed, s, behavior, 3, pairs, a.normalized3, a.x3, ld);
+  columns_to_rows<D>(a.x3, ld, rows, s.width, a.out);
 }
 
 }  // namespace MTLFAST_ISA

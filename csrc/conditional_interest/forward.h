@@ -8,10 +8,10 @@ namespace MTLFAST_ISA {
 
 using conditional_interest::ForwardOutputs;
 
+// Tokens of one batch of whole sequences: enough to fill vectors, few enough for the second-level cache.
 template <int D>
-constexpr int kTokens = D <= 64 ? 96 : 48;  // tokens of one batch of whole sequences
+constexpr int kTokens = D <= 16 ? 256 : D <= 32 ? 192 : D <= 64 ? 128 : 64;
 constexpr int kUsers = conditional_interest::kBatchCandidates;  // and at most so many sequences
-constexpr int kTailRows = 128;             // rows of the decoder's tail
 
 inline int pairs_per_group(const Problem& p) {
   const int pairs = kTailRows / p.tasks;
@@ -27,15 +27,15 @@ struct UserBatch {
   int64_t candidates;  // positions [candidate_begin[first], candidate_begin[last])
 };
 
-template <int D>
-UserBatch next_batch(const Problem& p, int behavior, int64_t user, int64_t end, Segment* segments) {
+inline UserBatch next_batch(const Problem& p, int behavior, int64_t user, int64_t end, int most_tokens,
+                            Segment* segments) {
   const int64_t* offsets = p.offsets + behavior * p.users;
   UserBatch b{user, user, offsets[user], 0, 0, 0};
   while (b.last < end && b.last - b.first < kUsers) {
     const int length = static_cast<int>(offsets[b.last + 1] - offsets[b.last]);
     const int64_t candidates = p.candidate_begin[b.last + 1] - p.candidate_begin[b.last];
     const bool first = b.last == b.first;
-    if (!first && (b.rows + length > kTokens<D> || b.candidates + candidates > kUsers)) break;
+    if (!first && (b.rows + length > most_tokens || b.candidates + candidates > kUsers)) break;
     if (length > 0) {
       segments[b.num_segments++] = {b.rows, length};
       b.rows += length;
@@ -57,18 +57,26 @@ struct Group {
   int count;           // candidates
   int num_pairs;       // those with a non-empty sequence
   int64_t first;       // position of the first candidate
+  bool shared;         // all of one user, who has enough of them for projected keys and values
 };
 
-inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, int64_t from, int64_t* user,
-                        int most, int most_entries, int* lengths, Pair* pairs, int* slot_of_pair) {
+inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, int64_t from, int64_t end,
+                        int64_t sharing, int64_t* user, int most, int most_entries, int* lengths, Pair* pairs,
+                        int* slot_of_pair) {
   const int64_t* offsets = p.offsets + behavior * p.users;
-  const int64_t end = p.candidate_begin[batch.last];
-  Group g{0, 0, from};
+  Group g{0, 0, from, false};
   int entries = 0;
   for (int64_t position = from; position < end && g.count < most; ++position) {
-    while (position >= p.candidate_begin[*user + 1]) ++*user;
+    while (position >= p.candidate_begin[*user + 1]) {
+      ++*user;
+      if (g.shared) return g;
+    }
+    if (p.candidate_begin[*user + 1] - p.candidate_begin[*user] >= sharing) {
+      if (g.count > 0 && !g.shared) return g;
+      g.shared = true;
+    }
     const int length = static_cast<int>(offsets[*user + 1] - offsets[*user]);
-    if (g.count > 0 && entries + length > most_entries) break;
+    if (g.count > 0 && !g.shared && entries + length > most_entries) break;
     lengths[g.count] = length;
     if (length > 0) {
       slot_of_pair[g.num_pairs] = g.count;
@@ -82,6 +90,9 @@ inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, 
 }
 
 constexpr int kEntries = 512;  // score entries of one group of pairs, unless one sequence is longer
+
+// Groups of the backward are never shared.
+constexpr int64_t kNeverShared = int64_t{1} << 62;
 
 struct GroupScratch {
   int *lengths, *slot_of_pair;
@@ -105,39 +116,78 @@ struct GroupScratch {
 template <int D>
 struct ForwardScratch {
   Segment* segments;
-  float *x, *normalized0, *rstd0;
-  float* encoder_in;  // [rows][D] G0 * normalized0 + Bt0 of one task
-  float* encoded;     // [T][rows][D] normalized encoder output
-  float* rstd1;
-  float* hidden;  // [tokens][kHidden]
-  float* vectors;  // [pairs][heads][D]
-  float* pooled_pairs;  // [heads][pairs][D]
-  AttentionScratch<D> attention;
-  TailScratch<D> tail;
+  float* x_rows;           // [kLanes][D]
+  float *x, *normalized0;  // [columns][ld]
+  float* rstd0;
+  float *encoder_in, *encoder_out;  // [columns][kBlock]
+  float* hidden;                    // [kHidden][kBlock]
+  float* encoded;                   // [T][tokens][D] normalized encoder output, as rows
+  float* vectors;                   // [pairs][heads][D]
+  float* pooled_pairs;              // [heads][pairs][D]
+  float* saved_rows;                // [tokens][D]
+  float *keys, *values;             // [T][tokens][D] of the user that shares them
+  int64_t projected_user;
+  float* item_queries;              // [columns][ld of the tail]
+  AttentionColumns<D> attention;
+  TailColumns<D> tail;
   GroupScratch group;
-  int64_t rows;
+  int64_t rows, ld;
 
   int64_t layout(float* base, const Problem& p) {
     const Shape s(p);
     Arena a{base};
     rows = most_rows(p, kTokens<D>);
+    ld = rows + kLanes;  // not a power of two: columns spread over the cache
     const int most = pairs_per_group(p);
     segments = reinterpret_cast<Segment*>(a.take(2 * kUsers));
-    x = a.take(rows * D);
-    normalized0 = a.take(rows * D);
+    x_rows = a.take(kLanes * D);
+    x = a.take(s.width.columns * ld + kQueries);
+    normalized0 = a.take(s.width.columns * ld + kQueries);
     rstd0 = a.take(rows + kLanes);
-    encoder_in = a.take(rows * D);
+    encoder_in = a.take(s.width.columns * kBlock);
+    encoder_out = a.take(s.width.columns * kBlock);
+    hidden = a.take(kHidden * kBlock);
     encoded = a.take(p.tasks * rows * D);
-    rstd1 = a.take(rows + kLanes);
-    hidden = a.take(rows * kHidden);
     vectors = a.take(static_cast<int64_t>(most) * s.heads * D);
     pooled_pairs = a.take(static_cast<int64_t>(most) * s.heads * D);
-    attention.layout(a, s, rows, p.longest, false);
-    tail.layout(a, s, round_up(most * p.tasks, kLanes), false);
+    saved_rows = a.take((rows > most * p.tasks ? rows : round_up(most * p.tasks, kLanes)) * D);
+    const int64_t shared = shares_users(p) ? p.tasks * most_rows(p, 1) * D : 0;
+    keys = a.take(shared);
+    values = a.take(shared);
+    projected_user = -1;
+    item_queries = a.take(s.width.columns * (static_cast<int64_t>(most) + 2 * kLanes));
+    attention.layout(a, s, rows, ld, p.longest > most ? p.longest : most);
+    tail.layout(a, s, most * p.tasks);
     group.layout(a, p);
     return a.used;
   }
 };
+
+// The batch's tokens as columns, with zeros behind the last one.
+template <int D>
+void load_columns(const Problem& p, const Shape& s, int64_t first, int count, float* rows, float* dst, int64_t ld) {
+  for (int r = 0; r < count; r += kLanes) {
+    const int valid = count - r < kLanes ? count - r : kLanes;
+    load_rows<D>(p.values, p.bf16, first + r, valid, s.width, rows);
+    if (valid < kLanes) fill_zero(rows + valid * D, static_cast<int64_t>(kLanes - valid) * D);
+    rows_to_columns<D>(rows, s.width, dst + r, ld);
+  }
+}
+
+// Step 3 for one task: affine, FFN, residual, normalization of every token; encoded as rows.
+template <int D>
+void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task, int count,
+                 const ForwardScratch<D>& a, float* encoded) {
+  const float* scale = packed.scale_row(p, task, behavior, 0);
+  const float* shift = packed.shift_row(p, task, behavior, 0);
+  for (int c = 0; c < count; c += kBlock) {
+    const int n = count - c < kBlock ? count - c : kBlock;
+    affine_columns(a.normalized0 + c, a.ld, n, s.d, scale, shift, a.encoder_in, kBlock);
+    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, a.encoder_out, kBlock, a.hidden);
+    normalize_columns(a.encoder_out, kBlock, n, s.d, p.eps, nullptr);
+    columns_to_rows<D>(a.encoder_out, kBlock, n, s.width, encoded + static_cast<int64_t>(c) * D);
+  }
+}
 
 // Candidate queries absorbed into the key projection: queries[position][head] = W_K^T (e W_Q)_head.
 template <int D>
@@ -156,80 +206,126 @@ void absorbed_queries(const Packed<D>& packed, const Shape& s, const float* item
   }
 }
 
+// Step 4 for one group of candidates: scores, softmax and pooling of every task, into the tail's rows.
 template <int D>
-void forward_range(const Problem& p, const Packed<D>& packed, const float* queries, int behavior,
-                   int64_t user_begin, int64_t user_end, const ForwardOutputs& out, ForwardScratch<D>& a) {
-  const Shape s(p);
-  const int most = pairs_per_group(p);
-  const int most_entries = p.longest > kEntries ? p.longest : kEntries;
-  for (int64_t user = user_begin; user < user_end;) {
-    const UserBatch batch = next_batch<D>(p, behavior, user, user_end, a.segments);
-    user = batch.last;
-    if (batch.rows > 0) {
-      load_rows<D>(p.values, p.bf16, batch.first_row, batch.rows, s.width, a.x);
-      self_attention<D>(packed, s, a.attention, a.x, batch.rows, a.segments, batch.num_segments, p.eps,
-                        a.normalized0, a.rstd0);
-      if (out.normalized != nullptr) {
-        for (int r = 0; r < batch.rows; ++r)
-          store_row(a.normalized0 + static_cast<int64_t>(r) * D, s.width, false, out.normalized,
-                    (batch.first_row + r) * s.d);
-        std::memcpy(out.rstd + batch.first_row, a.rstd0, sizeof(float) * static_cast<size_t>(batch.rows));
-      }
-      for (int t = 0; t < p.tasks; ++t) {
-        float* encoded = a.encoded + static_cast<int64_t>(t) * a.rows * D;
-        affine_rows<D>(a.normalized0, batch.rows, s.width, packed.scale_row(p, t, behavior, 0),
-                       packed.shift_row(p, t, behavior, 0), a.encoder_in);
-        for (int r = 0; r < batch.rows; r += kTokens<D>) {
-          const int count = batch.rows - r < kTokens<D> ? batch.rows - r : kTokens<D>;
-          feed_forward<D>(packed.encoder, s, a.encoder_in + static_cast<int64_t>(r) * D, count,
-                          encoded + static_cast<int64_t>(r) * D, a.hidden, 0);
-        }
-        normalize_rows<D>(encoded, batch.rows, s.width, p.eps, a.rstd1);
+void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, const Group& g,
+            const float* queries, const ForwardScratch<D>& a) {
+  const GroupScratch& gs = a.group;
+  const int64_t head_stride = static_cast<int64_t>(g.num_pairs) * D;
+  const int rows = p.tasks * g.count;
+  for (int t = 0; t < p.tasks; ++t) {
+    const float* encoded = a.encoded + static_cast<int64_t>(t) * a.rows * D;
+    scaled_vectors<D>(gs.pairs, g.num_pairs, s, packed.scale_row(p, t, behavior, 1), queries, a.vectors);
+    score_dots<D>(gs.map, encoded, a.vectors, s, gs.scores, gs.score_stride);
+    softmax_pairs(gs.pairs, g.num_pairs, s.heads, gs.scores, gs.score_stride);
+    pool_pairs<D>(gs.pairs, g.num_pairs, s, encoded, gs.scores, gs.score_stride, a.pooled_pairs, head_stride);
+    for (int h = 0; h < s.heads; ++h)
+      for (int i = 0; i < g.num_pairs; ++i)
+        copy_floats(a.tail.pooled + (static_cast<int64_t>(h) * rows + t * g.count + gs.slot_of_pair[i]) * D,
+                    a.pooled_pairs + h * head_stride + static_cast<int64_t>(i) * D, s.width.columns);
+  }
+  affine_pooled<D>(p, packed, s, behavior, g.count, gs.lengths, a.tail.pooled);
+}
+
+// Step 4 where many candidates share one sequence: its keys and values are projected once per task,
+// and every lane is one candidate.
+template <int D>
+void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int64_t user,
+                   const Group& g, ForwardScratch<D>& a) {
+  const Pair& first = a.group.pairs[0];
+  const int length = first.length;
+  const int64_t stride = static_cast<int64_t>(length) * D;
+  if (a.projected_user != user) {
+    a.projected_user = user;
+    for (int t = 0; t < p.tasks; ++t) {
+      float* encoded = a.encoded + (static_cast<int64_t>(t) * a.rows + first.begin) * D;
+      float* affine = a.attention.v_rows;  // free once the self-attention is done
+      affine_rows<D>(encoded, length, s.width, packed.scale_row(p, t, behavior, 1),
+                     packed.shift_row(p, t, behavior, 1), affine);
+      project<D>(affine, packed.dk_t, length, s, a.keys + t * stride);
+      project<D>(affine, packed.dv_t, length, s, a.values + t * stride);
+    }
+  }
+  const int64_t ld_items = round_up_lanes(g.count) + kLanes;
+  for (int r = 0; r < g.count; r += kLanes)
+    rows_to_columns<D>(a.tail.item + static_cast<int64_t>(r) * D, s.width, a.tail.items + r, a.tail.ld);
+  multiply<D>(packed.dq, s.d, s.d, a.tail.items, a.tail.ld, g.count, a.item_queries, ld_items);
+  for (int t = 0; t < p.tasks; ++t)
+    for (int block = 0; block < g.count; block += kQueries) {
+      const int count = g.count - block < kQueries ? g.count - block : kQueries;
+      for (int h = 0; h < s.heads; ++h) {
+        multiply<D>(a.keys + t * stride + h * s.head_dim, length, s.head_dim,
+                    a.item_queries + h * s.head_dim * ld_items + block, ld_items, count, a.attention.scores, kQueries);
+        softmax_columns(a.attention.scores, length, (count + kLanes - 1) / kLanes);
+        GemmTile v{};  // the spill behind the last candidate is overwritten by the next task
+        v.a = a.values + t * stride + h * s.head_dim;
+        v.lda = D;
+        v.b = a.attention.scores;
+        v.ldb = kQueries;
+        v.c = a.tail.head + h * s.head_dim * a.tail.ld + t * g.count + block;
+        v.ldc = a.tail.ld;
+        v.k = length;
+        gemm<kTransposed>(s.head_dim, count, v);
       }
     }
+}
+
+template <int D>
+void forward_range(const Problem& p, const Packed<D>& packed, const float* queries, int behavior,
+                   int64_t user_begin, int64_t user_end, int64_t first_position, int64_t last_position,
+                   const ForwardOutputs& out, ForwardScratch<D>& a) {
+  const Shape s(p);
+  const int64_t sharing = sharing_threshold(p);
+  const int most = pairs_per_group(p);
+  const int most_entries = p.longest > kEntries ? p.longest : kEntries;
+  fill_zero(a.encoder_out, static_cast<int64_t>(s.width.columns) * kBlock);  // padding features stay zero
+  for (int64_t user = user_begin; user < user_end;) {
+    const UserBatch batch = next_batch(p, behavior, user, user_end, kTokens<D>, a.segments);
+    user = batch.last;
+    const int64_t begin = p.candidate_begin[batch.first], end = p.candidate_begin[batch.last];
+    const int64_t from = begin > first_position ? begin : first_position;
+    const int64_t to = end < last_position ? end : last_position;
+    if (batch.rows > 0 && (from < to || out.normalized != nullptr)) {
+      load_columns<D>(p, s, batch.first_row, batch.rows, a.x_rows, a.x, a.ld);
+      self_attention<D>(packed, s, a.attention, a.x, a.ld, batch.rows, a.segments, batch.num_segments, p.eps,
+                        a.normalized0, a.rstd0);
+      if (out.normalized != nullptr) {
+        columns_to_rows<D>(a.normalized0, a.ld, batch.rows, s.width, a.saved_rows);
+        for (int r = 0; r < batch.rows; ++r)
+          store_row(a.saved_rows + static_cast<int64_t>(r) * D, s.width, false, out.normalized,
+                    (batch.first_row + r) * s.d);
+        copy_floats(out.rstd + batch.first_row, a.rstd0, batch.rows);
+      }
+      for (int t = 0; t < p.tasks; ++t)
+        encode_task<D>(p, packed, s, behavior, t, batch.rows, a, a.encoded + static_cast<int64_t>(t) * a.rows * D);
+    }
     int64_t at_user = batch.first;
-    for (int64_t position = p.candidate_begin[batch.first]; position < p.candidate_begin[batch.last];) {
+    a.projected_user = -1;
+    for (int64_t position = from; position < to;) {
       GroupScratch& gs = a.group;
-      const Group g = next_group(p, behavior, batch, position, &at_user, most, most_entries, gs.lengths,
+      const Group g = next_group(p, behavior, batch, position, to, sharing, &at_user, most, most_entries, gs.lengths,
                                  gs.pairs, gs.slot_of_pair);
       position += g.count;
-      const int rows = p.tasks * g.count;
       for (int i = 0; i < g.count; ++i)
         load_row(p.target.data, p.candidate_list[g.first + i] * p.target.row_stride, p.target.column_stride,
                  p.bf16, s.width, a.tail.item + static_cast<int64_t>(i) * D);
-      if (g.num_pairs > 0) {
+      if (g.num_pairs > 0 && g.shared) {
+        attend_shared<D>(p, packed, s, behavior, at_user, g, a);
+      } else if (g.num_pairs > 0) {
         gs.map.build(gs.pairs, g.num_pairs);
-        for (int t = 0; t < p.tasks; ++t) {
-          const float* encoded = a.encoded + static_cast<int64_t>(t) * a.rows * D;
-          scaled_vectors<D>(gs.pairs, g.num_pairs, s, packed.scale_row(p, t, behavior, 1), queries, a.vectors);
-          score_dots<D>(gs.map, encoded, a.vectors, s, gs.scores, gs.score_stride);
-          softmax_pairs(gs.pairs, g.num_pairs, s.heads, gs.scores, gs.score_stride);
-          pool_pairs<D>(gs.pairs, g.num_pairs, s, encoded, gs.scores, gs.score_stride, a.pooled_pairs,
-                        static_cast<int64_t>(most) * D);
-          for (int h = 0; h < s.heads; ++h)
-            for (int i = 0; i < g.num_pairs; ++i)
-              std::memcpy(a.tail.pooled + (static_cast<int64_t>(h) * rows + t * g.count + gs.slot_of_pair[i]) * D,
-                          a.pooled_pairs + (static_cast<int64_t>(h) * most + i) * D,
-                          sizeof(float) * static_cast<size_t>(s.width.columns));
-        }
-        affine_pooled<D>(p, packed, s, behavior, g.count, gs.lengths, a.tail.pooled);
-        project_values<D>(packed, s, rows, a.tail.pooled, a.tail.head);
-      } else {
-        fill_zero(a.tail.head, static_cast<int64_t>(rows) * D);
+        attend<D>(p, packed, s, behavior, g, queries, a);
+      } else if (out.head != nullptr) {
+        fill_zero(a.tail.head, s.width.columns * a.tail.ld);
       }
-      decoder_tail<D>(p, packed, s, behavior, g.count, a.tail, 0);
-      for (int t = 0; t < p.tasks; ++t) {
-        float* rows_t = a.tail.normalized3 + static_cast<int64_t>(t) * g.count * D;
-        affine_rows<D>(rows_t, g.count, s.width, packed.scale_row(p, t, behavior, 3),
-                       packed.shift_row(p, t, behavior, 3), rows_t);
+      decoder_tail<D>(p, packed, s, behavior, g.count, g.num_pairs > 0, !g.shared, a.tail);
+      if (out.head != nullptr) columns_to_rows<D>(a.tail.head, a.tail.ld, p.tasks * g.count, s.width, a.saved_rows);
+      for (int t = 0; t < p.tasks; ++t)
         for (int i = 0; i < g.count; ++i) {
-          const int64_t row = (p.candidate_list[g.first + i] * p.tasks + t) * p.behaviors + behavior;
-          store_row(rows_t + static_cast<int64_t>(i) * D, s.width, p.bf16, out.out, row * s.d);
-          if (out.head != nullptr)
-            store_row(a.tail.head + (static_cast<int64_t>(t) * g.count + i) * D, s.width, false, out.head,
-                      row * s.d);
+          const int64_t from = (static_cast<int64_t>(t) * g.count + i) * D;
+          const int64_t to = ((p.candidate_list[g.first + i] * p.tasks + t) * p.behaviors + behavior) * s.d;
+          store_row(a.tail.out + from, s.width, p.bf16, out.out, to);
+          if (out.head != nullptr) store_row(a.saved_rows + from, s.width, false, out.head, to);
         }
-      }
     }
   }
 }

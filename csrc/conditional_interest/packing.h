@@ -60,12 +60,12 @@ struct Shape {
 
 template <int D>
 struct PackedFfn {
-  float* w1_t;  // [blocks][d][kHidden]
+  float* w1;    // [blocks * kHidden][D]
   float* b1;    // [blocks * kHidden]
-  float* w2_t;  // [blocks * kHidden][D]
+  float* w2;    // [blocks][d][kHidden]
   float* b2;    // [D]
-  float* w1;    // [blocks * kHidden][D]        (backward)
-  float* w2;    // [blocks][d][kHidden]         (backward)
+  float* w1_t;  // [blocks][d][kHidden]         (backward)
+  float* w2_t;  // [blocks * kHidden][D]        (backward)
 
   void layout(Arena& a, const Shape& s) {
     const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
@@ -79,27 +79,25 @@ struct PackedFfn {
 
   void fill(const Transformer& t, const Shape& s, bool for_backward) const {
     const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
-    fill_zero(w1_t, hidden * s.d);
-    fill_zero(b1, hidden);
-    fill_zero(w2_t, hidden * D);
-    fill_zero(b2, D);
-    for (int j = 0; j < s.ffn; ++j) {
-      const int64_t block = static_cast<int64_t>(j / kHidden) * s.d * kHidden + j % kHidden;
-      for (int i = 0; i < s.d; ++i) {
-        w1_t[block + static_cast<int64_t>(i) * kHidden] = t.w1[static_cast<int64_t>(j) * s.d + i];
-        w2_t[static_cast<int64_t>(j) * D + i] = t.w2[static_cast<int64_t>(i) * s.ffn + j];
-      }
-      b1[j] = t.b1[j];
-    }
-    for (int i = 0; i < s.d; ++i) b2[i] = t.b2[i];
-    if (!for_backward) return;
     fill_zero(w1, hidden * D);
+    fill_zero(b1, hidden);
     fill_zero(w2, hidden * s.d);
+    fill_zero(b2, D);
+    copy_floats(b1, t.b1, s.ffn);
+    copy_floats(b2, t.b2, s.d);
+    for (int j = 0; j < s.ffn; ++j) copy_floats(w1 + int64_t{j} * D, t.w1 + int64_t{j} * s.d, s.d);
+    for (int i = 0; i < s.d; ++i)
+      for (int block = 0; block < s.blocks; ++block)
+        copy_floats(w2 + (int64_t{block} * s.d + i) * kHidden, t.w2 + int64_t{i} * s.ffn + block * kHidden,
+                    s.hidden_in(block));
+    if (!for_backward) return;
+    fill_zero(w1_t, hidden * s.d);
+    fill_zero(w2_t, hidden * D);
     for (int j = 0; j < s.ffn; ++j) {
       const int64_t block = static_cast<int64_t>(j / kHidden) * s.d * kHidden + j % kHidden;
       for (int i = 0; i < s.d; ++i) {
-        w1[static_cast<int64_t>(j) * D + i] = t.w1[static_cast<int64_t>(j) * s.d + i];
-        w2[block + static_cast<int64_t>(i) * kHidden] = t.w2[static_cast<int64_t>(i) * s.ffn + j];
+        w1_t[block + int64_t{i} * kHidden] = t.w1[int64_t{j} * s.d + i];
+        w2_t[int64_t{j} * D + i] = t.w2[int64_t{i} * s.ffn + j];
       }
     }
   }
@@ -131,27 +129,33 @@ inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
   }
 }
 
+// From this many candidates of one user on, projecting the user's keys and values once is cheaper
+// than absorbing the projections into every candidate: 2 d^2 multiply-adds per token and task against
+// 2 (h - 1) d more per token, task and candidate, and the horizontal sums of the absorbed form.
+inline int64_t sharing_threshold(const Problem& p) {
+  const int64_t d = p.d, absorbed = (p.heads - 1) * d + 64;
+  const int64_t threshold = d * d / absorbed + 1;
+  return threshold < 8 ? 8 : threshold;
+}
+inline bool shares_users(const Problem& p) { return p.busiest >= sharing_threshold(p); }
+
 template <int D>
 struct Packed {
-  // encoder; queries carry the factor 1 / sqrt(head_dim)
-  float *eq_t, *ek_t, *ev_t, *eo_t;  // [d][D], in x out
-  float *eq, *ek, *ev, *eo;          // [d][D], out x in (backward)
-  PackedFfn<D> encoder;
-  // decoder
-  float *dq_t, *dk;      // q in x out (scaled), k out x in: together the absorbed query
-  float* dv_heads;       // [heads][d][window]
-  float* do_t;           // [d][D]
-  float *dq, *dv, *dout;  // [d][D], out x in (backward)
-  float* dk_heads;       // [heads][d][window] (backward)
-  PackedFfn<D> decoder;
+  // [d][D], out x in; the queries' weights carry the factor 1 / sqrt(head_dim)
+  float *eq, *ek, *ev, *eo, *dq, *dk, *dv, *dout;
+  float *dq_t, *dk_t, *dv_t;  // [d][D], in x out
+  PackedFfn<D> encoder, decoder;
   float *scale, *shift;  // [T][M][4][D]
+  // backward only
+  float *eq_t, *ek_t, *ev_t, *do_t;  // [d][D], in x out
+  float *dv_heads, *dk_heads;        // [heads][d][window]
 
   int64_t layout(float* base, const Problem& p) {
     const Shape s(p);
     Arena a{base};
     const int64_t square = static_cast<int64_t>(s.d) * D;
     const int64_t windows = static_cast<int64_t>(s.heads) * s.d * s.window;
-    for (float** m : {&eq_t, &ek_t, &ev_t, &eo_t, &eq, &ek, &ev, &eo, &dq_t, &dk, &do_t, &dq, &dv, &dout})
+    for (float** m : {&eq, &ek, &ev, &eo, &dq, &dk, &dv, &dout, &dq_t, &dk_t, &dv_t, &eq_t, &ek_t, &ev_t, &do_t})
       *m = a.take(square);
     dv_heads = a.take(windows);
     dk_heads = a.take(windows);
@@ -166,22 +170,25 @@ struct Packed {
   void fill(const Problem& p, bool for_backward) const {
     const Shape s(p);
     const Transformer &e = p.encoder, &t = p.decoder;
-    pack_square<D>(e.q, s.d, true, s.score_scale, eq_t);
-    pack_square<D>(e.k, s.d, true, 1.0f, ek_t);
-    pack_square<D>(e.v, s.d, true, 1.0f, ev_t);
-    pack_square<D>(e.o, s.d, true, 1.0f, eo_t);
+    pack_square<D>(e.q, s.d, false, s.score_scale, eq);
+    pack_square<D>(e.k, s.d, false, 1.0f, ek);
+    pack_square<D>(e.v, s.d, false, 1.0f, ev);
+    pack_square<D>(e.o, s.d, false, 1.0f, eo);
     pack_square<D>(t.q, s.d, true, s.score_scale, dq_t);
+    pack_square<D>(t.q, s.d, false, s.score_scale, dq);
     pack_square<D>(t.k, s.d, false, 1.0f, dk);
-    pack_square<D>(t.o, s.d, true, 1.0f, do_t);
-    pack_head_windows(t.v, s, dv_heads);
+    pack_square<D>(t.v, s.d, false, 1.0f, dv);
+    pack_square<D>(t.o, s.d, false, 1.0f, dout);
+    if (shares_users(p)) {
+      pack_square<D>(t.k, s.d, true, 1.0f, dk_t);
+      pack_square<D>(t.v, s.d, true, 1.0f, dv_t);
+    }
     if (for_backward) {
-      pack_square<D>(e.q, s.d, false, s.score_scale, eq);
-      pack_square<D>(e.k, s.d, false, 1.0f, ek);
-      pack_square<D>(e.v, s.d, false, 1.0f, ev);
-      pack_square<D>(e.o, s.d, false, 1.0f, eo);
-      pack_square<D>(t.q, s.d, false, s.score_scale, dq);
-      pack_square<D>(t.v, s.d, false, 1.0f, dv);
-      pack_square<D>(t.o, s.d, false, 1.0f, dout);
+      pack_square<D>(e.q, s.d, true, s.score_scale, eq_t);
+      pack_square<D>(e.k, s.d, true, 1.0f, ek_t);
+      pack_square<D>(e.v, s.d, true, 1.0f, ev_t);
+      pack_square<D>(t.o, s.d, true, 1.0f, do_t);
+      pack_head_windows(t.v, s, dv_heads);
       pack_head_windows(t.k, s, dk_heads);
     }
     encoder.fill(e, s, for_backward);
@@ -203,6 +210,22 @@ struct Packed {
     return shift + ((static_cast<int64_t>(task) * p.behaviors + behavior) * 4 + position) * D;
   }
 };
+
+// c [rows][D] = a weight (+ residual) for square weights, in x out.
+template <int D>
+void project(const float* a, const float* weight, int rows, const Shape& s, float* c,
+             const float* residual = nullptr) {
+  GemmTile g{};
+  g.a = a;
+  g.b = weight;
+  g.ldb = D;
+  g.c = c;
+  g.ldc = D;
+  g.residual = residual;
+  g.ldr = D;
+  g.k = s.d;
+  gemm<D>(rows, s.d, g);
+}
 
 }  // namespace MTLFAST_ISA
 }  // namespace mtlfast

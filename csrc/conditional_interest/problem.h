@@ -27,7 +27,8 @@ struct Problem {
   int d;
   int ffn;
   int heads;
-  int longest;  // the longest sequence of this batch
+  int longest;       // the longest sequence of this batch
+  int64_t busiest;   // the most candidates that one user serves
   float eps;
   bool bf16;  // dtype of values, target, out and their gradients
 
@@ -84,8 +85,11 @@ struct Kernel {
                   float* scratch);
 
   int64_t (*forward_scratch)(const Problem&);
+  // One behavior of users [user_begin, user_end), for the candidates at positions [first, last) of
+  // candidate_list among theirs.
   void (*forward)(const Problem&, const float* packed, const float* queries, int behavior,
-                  int64_t user_begin, int64_t user_end, const ForwardOutputs&, float* scratch);
+                  int64_t user_begin, int64_t user_end, int64_t first, int64_t last, const ForwardOutputs&,
+                  float* scratch);
 
   GradLayout (*grad_layout)(const Problem&);
   // `batch_candidates`: at least kBatchCandidates and the most that one user serves;

@@ -67,6 +67,9 @@ void load_rows(const conditional_interest::Matrix& m, bool bf16, int64_t first, 
 }
 
 inline void fill_zero(float* p, int64_t n) { std::memset(p, 0, sizeof(float) * static_cast<size_t>(n)); }
+inline void copy_floats(float* to, const float* from, int64_t n) {
+  std::memcpy(to, from, sizeof(float) * static_cast<size_t>(n));
+}
 
 // dst[r] = scale * src[r] + shift, one table row for all rows.
 template <int D>

@@ -1,117 +1,16 @@
 // Step 1: self-attention over the tokens of each sequence, residual, normalization. Independent of
-// the task (DTRN Eq. 3-5), so it runs once per token.
+// the task (DTRN Eq. 3-5), so it runs once per token. Columns in, columns out.
 //
-// Scores are kept transposed, [key][query]: the softmax over keys is then a vertical operation with
-// one query per lane, and no sequence length needs a horizontal reduction.
+// Scores are [key][query] with one query per lane: the softmax over keys needs no horizontal
+// operation, and a head may have any width.
 #pragma once
 
-#include "packing.h"
+#include "columns.h"
 
 namespace mtlfast {
 namespace MTLFAST_ISA {
 
-struct Segment {  // one sequence inside a batch of rows
-  int begin;
-  int length;
-};
-
 constexpr int kQueries = 64;  // queries of one score block; its rows have this stride
-
-template <int D>
-struct AttentionScratch {
-  float *q, *k, *v, *o;           // [rows][D]
-  float* q_t;                     // [d][rows]
-  float *scores, *masked;         // [longest][kQueries], [rows][D]
-  float *d_o, *d_o_t;             // backward: gradient of o and its transpose
-  float *dq, *dk, *dv, *d_scores;
-  float *masked_k, *masked_q, *masked_o;
-
-  void layout(Arena& a, const Shape& s, int64_t rows, int64_t longest, bool backward) {
-    const int64_t block = rows * D;
-    const int64_t transposed = s.d * rows + 2 * kQueries;
-    const int64_t score = longest * kQueries;
-    q = a.take(block);
-    k = a.take(block);
-    v = a.take(block);
-    o = a.take(block);
-    q_t = a.take(transposed);
-    scores = a.take(score);
-    masked = a.take(block);
-    d_o = d_o_t = dq = dk = dv = d_scores = masked_k = masked_q = masked_o = nullptr;
-    if (!backward) return;
-    d_o = a.take(block);
-    d_o_t = a.take(transposed);
-    dq = a.take(block);
-    dk = a.take(block);
-    dv = a.take(block);
-    d_scores = a.take(score);
-    masked_k = a.take(block);
-    masked_q = a.take(block);
-    masked_o = a.take(block);
-  }
-};
-
-// c = a b for square weights.
-template <int D>
-void project(const float* a, const float* weight, int rows, const Shape& s, float* c,
-             const float* residual = nullptr) {
-  GemmTile g{};
-  g.a = a;
-  g.b = weight;
-  g.ldb = D;
-  g.c = c;
-  g.ldc = D;
-  g.residual = residual;
-  g.ldr = D;
-  g.k = s.d;
-  gemm<D>(rows, s.d, g);
-}
-
-// dW[out][D] += g^T x
-template <int D>
-void accumulate_weight(const float* g, const float* x, int rows, int out, const Shape& s, float* dw) {
-  GemmTile t{};
-  t.a = g;
-  t.lda = D;
-  t.b = x;
-  t.ldb = D;
-  t.c = dw;
-  t.ldc = D;
-  t.residual = dw;
-  t.ldr = D;
-  t.k = rows;
-  gemm<kTransposed>(out, s.d, t);
-}
-
-// dst [d][ld] = transpose of src [rows][D]; rows are read up to the next multiple of kLanes.
-template <int D>
-void transpose_rows(const float* src, int rows, Width w, float* dst, int64_t ld) {
-  for (int r = 0; r < rows; r += kLanes)
-    for (int c = 0; c < w.d; c += kLanes) {
-      if (c + kLanes <= w.d) {
-        transpose_block(src + static_cast<int64_t>(r) * D + c, D, dst + c * ld + r, ld);
-      } else {
-        for (int j = c; j < w.d; ++j)
-          for (int i = 0; i < kLanes; ++i) dst[j * ld + r + i] = src[static_cast<int64_t>(r + i) * D + j];
-      }
-    }
-}
-
-// The columns of one head inside its window, zeros beside them; the matrix itself when the window is
-// exactly the head. Products with it then touch no other head's columns.
-template <int D>
-const float* only_head(const float* src, int rows, const HeadWindow& w, float* masked) {
-  if (w.exact()) return src + w.start;
-  for (int r = 0; r < rows; ++r) {
-    const float* from = src + static_cast<int64_t>(r) * D + w.start;
-    float* to = masked + static_cast<int64_t>(r) * D;
-    for (int c = 0; c < w.columns; ++c) {
-      const int column = w.start + c;
-      to[c] = column >= w.first && column < w.first + w.width ? from[c] : 0.0f;
-    }
-  }
-  return masked;
-}
 
 // Softmax down the columns of scores [length][kQueries], the first `vectors` vectors of each row.
 inline void softmax_columns(float* scores, int length, int vectors) {
@@ -133,196 +32,76 @@ inline void softmax_columns(float* scores, int length, int vectors) {
   }
 }
 
-// scores[key][query] of one head for queries [first, first + count) of a segment, after the softmax.
 template <int D>
-void attention_weights(const AttentionScratch<D>& a, const Segment& seg, int head_first, int head_dim, int first,
-                       int count, int64_t ld) {
-  GemmTile s{};
-  s.a = a.k + static_cast<int64_t>(seg.begin) * D + head_first;
-  s.b = a.q_t + head_first * ld + seg.begin + first;
-  s.ldb = ld;
-  s.c = a.scores;
-  s.ldc = kQueries;
-  s.k = head_dim;
-  gemm<D>(seg.length, count, s);
-  softmax_columns(a.scores, seg.length, (count + kLanes - 1) / kLanes);
-}
+struct AttentionColumns {
+  float *q, *k, *o;  // [columns][ld]
+  float *v, *v_rows;  // [columns][ld], [tokens][D]
+  float* scores;      // [longest][kQueries]
 
-// o[query rows] (+)= weights^T v for one head.
-template <int D>
-void attention_values(const AttentionScratch<D>& a, const float* v, int64_t ldv, const Segment& seg,
-                      const HeadWindow& w, int first, int count) {
-  GemmTile s{};
-  s.a = a.scores;
-  s.lda = kQueries;
-  s.b = v + seg.begin * ldv;
-  s.ldb = ldv;
-  s.c = a.o + static_cast<int64_t>(seg.begin + first) * D + w.start;
-  s.ldc = D;
-  s.residual = w.exact() ? nullptr : s.c;
-  s.ldr = D;
-  s.k = seg.length;
-  gemm<kTransposed>(count, w.columns, s);
-}
-
-// normalized[r] = (u - mean) * rstd with u = x + MHSA(x). x, normalized: [rows][D], rows beyond
-// `rows` up to a multiple of kLanes must be readable.
-template <int D>
-void self_attention(const Packed<D>& packed, const Shape& s, const AttentionScratch<D>& a, const float* x,
-                    int rows, const Segment* segments, int num_segments, float eps, float* normalized,
-                    float* rstd) {
-  const int64_t ld = round_up_lanes(rows);
-  project<D>(x, packed.ev_t, rows, s, a.v);
-  int longest = 0;
-  for (int i = 0; i < num_segments; ++i) longest = segments[i].length > longest ? segments[i].length : longest;
-  if (longest <= 1) {  // one key: its attention weight is 1
-    project<D>(a.v, packed.eo_t, rows, s, normalized, x);
-    normalize_rows<D>(normalized, rows, s.width, eps, rstd);
-    return;
+  void layout(Arena& a, const Shape& s, int64_t tokens, int64_t ld, int64_t longest) {
+    // Blocks of queries start anywhere and are read in whole vectors.
+    const int64_t block = s.width.columns * ld + kQueries;
+    q = a.take(block);
+    k = a.take(block);
+    v = a.take(block);
+    o = a.take(block);
+    v_rows = a.take(tokens * D);
+    scores = a.take(longest * kQueries);
   }
-  project<D>(x, packed.eq_t, rows, s, a.q);
-  project<D>(x, packed.ek_t, rows, s, a.k);
-  transpose_rows<D>(a.q, rows, s.width, a.q_t, ld);
-  if (s.head_dim % kLanes != 0) fill_zero(a.o, static_cast<int64_t>(rows) * D);
-  for (int h = 0; h < s.heads; ++h) {
-    const HeadWindow w = head_window(h, s.head_dim);
-    const float* v = only_head<D>(a.v, rows, w, a.masked);
-    for (int i = 0; i < num_segments; ++i) {
-      const Segment seg = segments[i];
-      if (seg.length == 1) {
-        float* o = a.o + static_cast<int64_t>(seg.begin) * D + w.start;
-        const float* from = v + static_cast<int64_t>(seg.begin) * D;
-        for (int c = 0; c < w.columns; c += kLanes)
-          store(o + c, w.exact() ? load(from + c) : load(o + c) + load(from + c));
-        continue;
-      }
-      for (int first = 0; first < seg.length; first += kQueries) {
-        const int count = seg.length - first < kQueries ? seg.length - first : kQueries;
-        attention_weights<D>(a, seg, w.first, w.width, first, count, ld);
-        attention_values<D>(a, v, D, seg, w, first, count);
-      }
-    }
-  }
-  project<D>(a.o, packed.eo_t, rows, s, normalized, x);
-  normalize_rows<D>(normalized, rows, s.width, eps, rstd);
-}
-
-// Gradients of the four square weights; q's is with respect to the scaled weight.
-struct SquareGradients {
-  float *q, *k, *v, *o;  // [d][D], out x in
 };
 
-// From du [rows][D], the gradient of u = x + MHSA(x): dx [rows][D] (must not alias du).
+// normalized = (u - mean) * rstd with u = x + MHSA(x), over n tokens. x, normalized: [columns][ld].
 template <int D>
-void self_attention_backward(const Packed<D>& packed, const Shape& s, const AttentionScratch<D>& a,
-                             const float* x, const float* du, int rows, const Segment* segments,
-                             int num_segments, float* dx, const SquareGradients& grad) {
-  const int64_t ld = round_up_lanes(rows);
-  project<D>(x, packed.ev_t, rows, s, a.v);
-  project<D>(du, packed.eo, rows, s, a.d_o);
+void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColumns<D>& a, const float* x,
+                    int64_t ld, int n, const Segment* segments, int num_segments, float eps, float* normalized,
+                    float* rstd) {
+  multiply<D>(packed.ev, s.d, s.d, x, ld, n, a.v, ld);
   int longest = 0;
   for (int i = 0; i < num_segments; ++i) longest = segments[i].length > longest ? segments[i].length : longest;
-  if (longest <= 1) {
-    accumulate_weight<D>(du, a.v, rows, s.d, s, grad.o);
-    accumulate_weight<D>(a.d_o, x, rows, s.d, s, grad.v);
-    project<D>(a.d_o, packed.ev, rows, s, dx, du);
-    return;
-  }
-  const int64_t block = static_cast<int64_t>(rows) * D;
-  project<D>(x, packed.eq_t, rows, s, a.q);
-  project<D>(x, packed.ek_t, rows, s, a.k);
-  transpose_rows<D>(a.q, rows, s.width, a.q_t, ld);
-  transpose_rows<D>(a.d_o, rows, s.width, a.d_o_t, ld);
-  fill_zero(a.o, block);
-  fill_zero(a.dq, block);
-  fill_zero(a.dk, block);
-  fill_zero(a.dv, block);
-  for (int h = 0; h < s.heads; ++h) {
-    const HeadWindow w = head_window(h, s.head_dim);
-    const float* v = only_head<D>(a.v, rows, w, a.masked);
-    const float* k = only_head<D>(a.k, rows, w, a.masked_k);
-    const float* q = only_head<D>(a.q, rows, w, a.masked_q);
-    const float* d_o = only_head<D>(a.d_o, rows, w, a.masked_o);
+  const float* o = a.v;  // a single key has the attention weight 1
+  if (longest > 1) {
+    o = a.o;
+    multiply<D>(packed.eq, s.d, s.d, x, ld, n, a.q, ld);
+    multiply<D>(packed.ek, s.d, s.d, x, ld, n, a.k, ld);
+    columns_to_rows<D>(a.v, ld, n, s.width, a.v_rows);
     for (int i = 0; i < num_segments; ++i) {
       const Segment seg = segments[i];
-      const int64_t begin = static_cast<int64_t>(seg.begin) * D;
       if (seg.length == 1) {
-        for (int c = 0; c < w.columns; c += kLanes) {
-          float* o = a.o + begin + w.start + c;
-          float* dv = a.dv + begin + w.start + c;
-          store(o, load(o) + load(v + begin + c));
-          store(dv, load(dv) + load(d_o + begin + c));
-        }
+        for (int c = 0; c < s.d; ++c) a.o[c * ld + seg.begin] = a.v[c * ld + seg.begin];
         continue;
       }
       for (int first = 0; first < seg.length; first += kQueries) {
         const int count = seg.length - first < kQueries ? seg.length - first : kQueries;
         const int vectors = (count + kLanes - 1) / kLanes;
-        attention_weights<D>(a, seg, w.first, w.width, first, count, ld);
-        {
+        for (int h = 0; h < s.heads; ++h) {
+          const int64_t head = static_cast<int64_t>(h) * s.head_dim * ld;
           GemmTile g{};
-          g.a = a.scores;
-          g.lda = kQueries;
-          g.b = v + begin;
-          g.ldb = D;
-          g.c = a.o + begin + static_cast<int64_t>(first) * D + w.start;
-          g.ldc = D;
-          g.residual = g.c;
-          g.ldr = D;
-          g.k = seg.length;
-          gemm<kTransposed>(count, w.columns, g);
-        }
-        {  // d_scores[key][query] = v . d_o
-          GemmTile g{};
-          g.a = a.v + begin + w.first;
-          g.b = a.d_o_t + w.first * ld + seg.begin + first;
+          g.a = a.k + head + seg.begin;  // A[key][feature], read down the columns
+          g.lda = ld;
+          g.b = a.q + head + seg.begin + first;
           g.ldb = ld;
-          g.c = a.d_scores;
+          g.c = a.scores;
           g.ldc = kQueries;
-          g.k = w.width;
-          gemm<D>(seg.length, count, g);
+          g.k = s.head_dim;
+          gemm<kTransposed>(seg.length, count, g);
+          softmax_columns(a.scores, seg.length, vectors);
+          // Whole vectors are stored: what falls behind this block belongs to later queries, which
+          // are written after it.
+          GemmTile v{};
+          v.a = a.v_rows + static_cast<int64_t>(seg.begin) * D + h * s.head_dim;
+          v.lda = D;
+          v.b = a.scores;
+          v.ldb = kQueries;
+          v.c = a.o + head + seg.begin + first;
+          v.ldc = ld;
+          v.k = seg.length;
+          gemm<kTransposed>(s.head_dim, count, v);
         }
-        for (int c = 0; c < vectors * kLanes; c += kLanes) {
-          Vec inner = zero();
-          for (int j = 0; j < seg.length; ++j)
-            inner += load(a.scores + j * kQueries + c) * load(a.d_scores + j * kQueries + c);
-          // dV needs the weights, so the score gradient gets its own block.
-          for (int j = 0; j < seg.length; ++j) {
-            float* d = a.d_scores + j * kQueries + c;
-            store(d, load(a.scores + j * kQueries + c) * (load(d) - inner));
-          }
-        }
-        GemmTile g{};
-        g.ldb = D;
-        g.ldc = D;
-        g.ldr = D;
-        g.k = count;
-        g.a = a.scores;  // dv[key] += weights d_o
-        g.b = d_o + begin + static_cast<int64_t>(first) * D;
-        g.c = a.dv + begin + w.start;
-        g.residual = g.c;
-        gemm<kQueries>(seg.length, w.columns, g);
-        g.a = a.d_scores;  // dk[key] += d_scores q
-        g.b = q + begin + static_cast<int64_t>(first) * D;
-        g.c = a.dk + begin + w.start;
-        g.residual = g.c;
-        gemm<kQueries>(seg.length, w.columns, g);
-        g.lda = kQueries;  // dq[query] += d_scores^T k
-        g.b = k + begin;
-        g.c = a.dq + begin + static_cast<int64_t>(first) * D + w.start;
-        g.residual = g.c;
-        g.k = seg.length;
-        gemm<kTransposed>(count, w.columns, g);
       }
     }
   }
-  accumulate_weight<D>(du, a.o, rows, s.d, s, grad.o);
-  accumulate_weight<D>(a.dq, x, rows, s.d, s, grad.q);
-  accumulate_weight<D>(a.dk, x, rows, s.d, s, grad.k);
-  accumulate_weight<D>(a.dv, x, rows, s.d, s, grad.v);
-  project<D>(a.dq, packed.eq, rows, s, dx, du);
-  project<D>(a.dk, packed.ek, rows, s, dx, dx);
-  project<D>(a.dv, packed.ev, rows, s, dx, dx);
+  multiply<D>(packed.eo, s.d, s.d, o, ld, n, normalized, ld, x, ld);
+  normalize_columns(normalized, ld, n, s.d, eps, rstd);
 }
 
 }  // namespace MTLFAST_ISA

@@ -1,0 +1,110 @@
+// The forward works on columns: [feature][token] blocks with one token (or decoder row) per lane.
+// Norms and softmaxes are then vertical, and every product has weights to broadcast and tokens to
+// fill whole vectors with, however narrow the model is.
+#pragma once
+
+#include "packing.h"
+
+namespace mtlfast {
+namespace MTLFAST_ISA {
+
+struct Segment {  // one sequence inside a batch of tokens
+  int begin;
+  int length;
+};
+
+constexpr int kBlock = 64;  // tokens that go through the FFN together
+
+// Columns `first .. first + kLanes` of dst [columns][ld] from kLanes rows of stride D.
+template <int D>
+void rows_to_columns(const float* rows, Width w, float* dst, int64_t ld) {
+  for (int c = 0; c < w.columns; c += kLanes) transpose_block(rows + c, D, dst + c * ld, ld);
+}
+
+// `count` rows of stride D from columns; rows are written up to the next multiple of kLanes.
+template <int D>
+void columns_to_rows(const float* src, int64_t ld, int count, Width w, float* rows) {
+  for (int r = 0; r < count; r += kLanes)
+    for (int c = 0; c < w.columns; c += kLanes)
+      transpose_block(src + c * ld + r, ld, rows + static_cast<int64_t>(r) * D + c, D);
+}
+
+// c [out][n] = W [out][D] x [d][n] (+ residual), n columns.
+template <int LDA>
+void multiply(const float* weight, int out, int depth, const float* x, int64_t ldx, int n, float* c, int64_t ldc,
+              const float* residual = nullptr, int64_t ldr = 0, const float* row_bias = nullptr,
+              bool relu = false) {
+  GemmTile g{};
+  g.a = weight;
+  g.b = x;
+  g.ldb = ldx;
+  g.c = c;
+  g.ldc = ldc;
+  g.residual = residual;
+  g.ldr = ldr;
+  g.row_bias = row_bias;
+  g.k = depth;
+  g.relu = relu;
+  gemm<LDA>(out, n, g);
+}
+
+// y = (x - mean) / sqrt(var + eps) down each of n columns, in place; rstd [n] where it is wanted.
+template <int NV>
+void normalize_vectors(float* x, int64_t ld, int d, float eps, float* rstd) {
+  const Vec inverse_d = broadcast(1.0f / static_cast<float>(d));
+  Vec mean[NV], sum[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) mean[v] = sum[v] = zero();
+  for (int k = 0; k < d; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) mean[v] += load(x + k * ld + v * kLanes);
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) mean[v] *= inverse_d;
+  for (int k = 0; k < d; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec y = load(x + k * ld + v * kLanes) - mean[v];
+      store(x + k * ld + v * kLanes, y);
+      sum[v] += y * y;
+    }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    sum[v] = broadcast(1.0f) / square_root(sum[v] * inverse_d + broadcast(eps));
+    if (rstd != nullptr) store(rstd + v * kLanes, sum[v]);
+  }
+  for (int k = 0; k < d; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(x + k * ld + v * kLanes, load(x + k * ld + v * kLanes) * sum[v]);
+}
+
+inline void normalize_columns(float* x, int64_t ld, int n, int d, float eps, float* rstd) {
+  int c = 0;
+  for (; c + 4 * kLanes <= round_up_lanes(n); c += 4 * kLanes)
+    normalize_vectors<4>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
+  for (; c < n; c += kLanes) normalize_vectors<1>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
+}
+
+// dst[k][.] = src[k][.] * scale[k] + shift[k] over n columns (written up to a multiple of kLanes).
+inline void affine_columns(const float* src, int64_t lds, int n, int d, const float* scale, const float* shift,
+                           float* dst, int64_t ldd) {
+  for (int k = 0; k < d; ++k) {
+    const Vec g = broadcast(scale[k]), b = broadcast(shift[k]);
+    for (int c = 0; c < n; c += kLanes) store(dst + k * ldd + c, load(src + k * lds + c) * g + b);
+  }
+}
+
+// y [d][n] = x + W2 relu(W1 x + b1) + b2 for n <= kBlock columns; hidden is [kHidden][kBlock].
+template <int D>
+void feed_forward_columns(const PackedFfn<D>& w, const Shape& s, const float* x, int64_t ldx, int n, float* y,
+                          int64_t ldy, float* hidden) {
+  for (int block = 0; block < s.blocks; ++block) {
+    const int width = s.hidden_in(block);
+    multiply<D>(w.w1 + static_cast<int64_t>(block) * kHidden * D, width, s.d, x, ldx, n, hidden, kBlock, nullptr,
+                0, w.b1 + block * kHidden, true);
+    multiply<kHidden>(w.w2 + static_cast<int64_t>(block) * s.d * kHidden, s.d, width, hidden, kBlock, n, y, ldy,
+                      block == 0 ? x : y, block == 0 ? ldx : ldy, block == 0 ? w.b2 : nullptr);
+  }
+}
+
+}  // namespace MTLFAST_ISA
+}  // namespace mtlfast
