@@ -1,0 +1,217 @@
+"""What is measured: one :class:`Case` per workload, and the grids of the quick and the full run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Stem = Literal["conditional_interest", "conditional_layer_norm", "dtrn_training"]
+Mode = Literal["forward", "training", "serving"]
+
+STEMS: tuple[Stem, ...] = ("conditional_interest", "conditional_layer_norm", "dtrn_training")
+MODES: tuple[Mode, ...] = ("forward", "training", "serving")
+SHAPES = ("ecommerce", "tenrec")
+LENGTHS = ("geometric", "max", "heavy_tailed")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload. Everything but the threads, the mode and the backend.
+
+    Attributes:
+        stem: the op or model.
+        shape: the data set whose behaviors, average and maximal lengths are generated.
+        lengths: "geometric" (published averages), "max" (every sequence full) or "heavy_tailed"
+            (half of the users empty, the others twice the average).
+        d, num_heads: embedding width and heads; the FFN is ``4 * d`` wide.
+        batch: candidates ``B``.
+        users: users ``U``; equal to ``batch`` unless candidates share histories.
+        num_tasks: ``T``.
+        dtype: of values, target and output.
+    """
+
+    stem: Stem = "conditional_interest"
+    shape: str = "ecommerce"
+    lengths: str = "geometric"
+    d: int = 32
+    num_heads: int = 2
+    batch: int = 2048
+    users: int = 2048
+    num_tasks: int = 4
+    dtype: str = "float32"
+
+    @property
+    def d_f(self) -> int:
+        """Hidden width of both FFNs."""
+        return 4 * self.d
+
+    @property
+    def name(self) -> str:
+        """Short and unique, for tables, ``--filter`` and result files."""
+        parts = [self.stem, self.shape, f"d{self.d}", f"B{self.batch}"]
+        if self.users != self.batch:
+            parts.append(f"U{self.users}")
+        if self.lengths != "geometric":
+            parts.append(self.lengths)
+        if self.num_tasks != 4:
+            parts.append(f"T{self.num_tasks}")
+        if self.dtype != "float32":
+            parts.append(self.dtype)
+        return "/".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Case:
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker process measures: a case in some modes, on some numbers of threads."""
+
+    case: Case
+    modes: tuple[Mode, ...]
+    threads: tuple[int, ...]
+    backends: tuple[str, ...] = ()  # empty: all that the stem has
+    memory: bool = True
+    allocator: str = "tuned"  # or "plain": once, to show what that costs
+    seconds: float = 20.0  # time budget of one (mode, threads)
+    min_rounds: int = 3
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Job:
+        values = dict(values, case=Case.from_dict(values["case"]))
+        for name in ("modes", "threads", "backends"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
+
+
+def heads_of(d: int) -> int:
+    """2 heads up to d = 32, 4 above."""
+    return 2 if d <= 32 else 4
+
+
+def training_case(shape: str, d: int, **others: Any) -> Case:
+    """A batch in which every candidate has its own histories."""
+    return replace(Case(shape=shape, d=d, num_heads=heads_of(d)), **others)
+
+
+def serving_case(shape: str, d: int, candidates: int = 512, **others: Any) -> Case:
+    """One user and many candidates, as a ranking server calls the model."""
+    return training_case(shape, d, batch=candidates, users=1, **others)
+
+
+def full_jobs() -> list[Job]:
+    """The grid of ``mtlfast bench``: what must hold first, then bf16, odd shapes, the rest."""
+    jobs = [
+        Job(training_case(shape, d), ("forward", "training"), (2, 1))
+        for d in (32, 16, 64)
+        for shape in SHAPES
+    ]
+    jobs += [
+        Job(serving_case(shape, d), ("serving",), (2, 1), seconds=6.0)
+        for d in (16, 32, 64)
+        for shape in SHAPES
+    ]
+    jobs += [
+        Job(
+            training_case("ecommerce", 32),
+            ("forward", "training"),
+            (2,),
+            backends=("fused", "batched", "ragged"),
+            allocator="plain",
+            memory=False,
+        )
+    ]
+    jobs += [
+        Job(training_case(shape, d, dtype="bfloat16"), ("forward", "training"), (2, 1))
+        for d in (32, 16, 64)
+        for shape in SHAPES
+    ]
+    # No raggedness to gain from; raggedness at its worst; too little work to share among threads.
+    jobs += [Job(training_case("ecommerce", 32, lengths="max"), ("forward", "training"), (2,))]
+    jobs += [
+        Job(training_case(shape, 32, lengths="heavy_tailed"), ("forward", "training"), (2,))
+        for shape in SHAPES
+    ]
+    jobs += [
+        Job(training_case(shape, 32, batch=b, users=b), ("forward", "training"), (2,), seconds=6.0)
+        for shape in SHAPES
+        for b in (1, 8, 64, 512)
+    ]
+    jobs += [  # impression logs: several candidates per user
+        Job(training_case(shape, 32, users=256), ("forward", "training"), (2,), seconds=10.0)
+        for shape in SHAPES
+    ]
+    jobs += [
+        Job(
+            training_case(shape, d, stem="conditional_layer_norm", dtype=dtype),
+            ("forward", "training"),
+            (2, 1),
+            seconds=5.0,
+        )
+        for dtype in DTYPES
+        for d in (16, 32, 64)
+        for shape in SHAPES
+    ]
+    jobs += [
+        Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2,), seconds=90.0)
+        for shape in SHAPES
+    ]
+    return jobs
+
+
+def quick_jobs() -> list[Job]:
+    """Under a minute: fused, batched, ragged and reference at d = 32, and their memory."""
+    backends = ("fused", "batched", "ragged", "reference")
+    return [
+        Job(
+            training_case(shape, 32, batch=512, users=512),
+            ("forward", "training"),
+            (2,),
+            backends=backends,
+            seconds=4.0,
+        )
+        for shape in SHAPES
+    ]
+
+
+def select(
+    jobs: Iterable[Job],
+    *,
+    pattern: str | None = None,
+    stems: Iterable[str] = (),
+    threads: Iterable[int] = (),
+    dtypes: Iterable[str] = (),
+    modes: Iterable[str] = (),
+) -> list[Job]:
+    """The jobs, and the parts of jobs, that all given filters let through.
+
+    Args:
+        pattern: a case is kept when its name contains every comma-separated part of this.
+        stems, threads, dtypes, modes: keep only these; empty keeps all.
+    """
+    stems, threads, dtypes, modes = set(stems), set(threads), set(dtypes), set(modes)
+    parts = [part for part in (pattern or "").split(",") if part]
+    kept = []
+    for job in jobs:
+        case = job.case
+        if any(part not in case.name for part in parts):
+            continue
+        if (stems and case.stem not in stems) or (dtypes and case.dtype not in dtypes):
+            continue
+        left = replace(
+            job,
+            threads=tuple(n for n in job.threads if not threads or n in threads),
+            modes=tuple(mode for mode in job.modes if not modes or mode in modes),
+        )
+        if left.threads and left.modes:
+            kept.append(left)
+    return kept
