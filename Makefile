@@ -67,5 +67,6 @@ $(VENV)/.torch:
 # next make.
 $(READY): $(VENV)/.torch $(BUILD_INPUTS)
 	@echo "Building mtlfast and installing its tools ..."
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@# The warning is about folders of the same name beside an editable package; here it is the package.
+	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	@touch $@
