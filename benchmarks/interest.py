@@ -195,4 +195,6 @@ class _Prepared:
             )
             if not self._training:
                 return out
-            return (out.detach(), *torch.autograd.grad(out, self._leaves, inputs.grad_out))
+            # Where all sequences are empty, some leaves are in no graph.
+            grads = torch.autograd.grad(out, self._leaves, inputs.grad_out, materialize_grads=True)
+            return (out.detach(), *grads)

@@ -15,6 +15,7 @@ Variant = Callable[[int], object]
 
 _LEAST_SAMPLE = 0.01  # seconds; shorter calls are repeated within a sample
 _MOST_ROUNDS = 41
+_ENOUGH = 2.5  # times the least number of rounds: then nobody has to sit out
 
 
 @dataclass
@@ -120,19 +121,21 @@ def interleave(
 def _plan(cost: Mapping[str, float], seconds: float, min_rounds: int) -> tuple[int, dict[str, int]]:
     """Rounds, and how many rounds apart each variant runs.
 
-    All variants run together in ``min_rounds`` rounds; time that is left goes to the ones that
-    cost less than an equal share of it.
+    All variants run in every round if that makes enough rounds. Otherwise the costliest run in
+    ``min_rounds`` of them only, and the time they leave goes to the others.
     """
-    share = seconds / max(len(cost), 1)
-    slow = {name for name, c in cost.items() if c * min_rounds * 2 > share}
-    left = seconds - min_rounds * sum(cost[name] for name in slow)
-    fast = sum(c for name, c in cost.items() if name not in slow)
-    rounds = min_rounds
-    if fast > 0 and left > 0:
-        rounds = int(min(max(left / fast, min_rounds), _MOST_ROUNDS))
-    if not slow:
-        return rounds, dict.fromkeys(cost, 1)
-    apart = max((rounds - 1) // max(min_rounds - 1, 1), 1)
+    slow: set[str] = set()
+    rounds = float(min_rounds)
+    for name in sorted(cost, key=lambda name: -cost[name]):
+        left = seconds - min_rounds * sum(cost[other] for other in slow)
+        rounds = left / sum(c for other, c in cost.items() if other not in slow)
+        if rounds >= _ENOUGH * min_rounds:
+            break
+        slow.add(name)
+    if len(slow) == len(cost):
+        return min_rounds, dict.fromkeys(cost, 1)
+    rounds = int(min(rounds, _MOST_ROUNDS))
+    apart = (rounds - 1) // max(min_rounds - 1, 1)
     return rounds, {name: apart if name in slow else 1 for name in cost}
 
 
