@@ -102,13 +102,8 @@ def fit_and_report(trainer: Trainer) -> int:
 
     try:
         results = trainer.fit()
-    except Interrupted as stopped:
-        print(
-            f"\nstopped at step {trainer.step}; saved {stopped.checkpoint}\n"
-            f"go on with: mtlfast train --resume {stopped.run_dir}",
-            file=sys.stderr,
-        )
-        return 130
+    except (Interrupted, KeyboardInterrupt):
+        return _say_how_to_go_on(trainer.run_dir)
     print(f"\n{format_metrics(results['metrics'])}")
     auc = results["mean_auc"]
     print(f"mean AUC {'n/a' if auc is None else format(auc, '.4f')}")
@@ -117,3 +112,19 @@ def fit_and_report(trainer: Trainer) -> int:
         f"({results['samples_per_s']:,.0f}/s); results in {Path(trainer.run_dir) / 'results.json'}"
     )
     return 0
+
+
+def _say_how_to_go_on(folder: Path) -> int:
+    from mtlfast.training.checkpoint import CheckpointError, find_checkpoint
+
+    try:
+        saved = find_checkpoint(folder)
+    except CheckpointError:
+        print("\nstopped before the first checkpoint", file=sys.stderr)
+    else:
+        print(
+            f"\nstopped; everything up to here is in {saved}\n"
+            f"go on with: mtlfast train --resume {folder}",
+            file=sys.stderr,
+        )
+    return 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -228,8 +228,7 @@ class Trainer:
         """Train to the end of the current epoch or of the run."""
         config = self.config
         stream = self.source.train_batches(config.batch_size, self.epoch, self.epoch_step)
-        remaining = islice(stream, self.total_steps - self.step)
-        batches = prefetch(remaining, config.prefetch)
+        batches = self._prepared(islice(stream, self.total_steps - self.step))
         self._module.train()
         mark, mark_samples = time.perf_counter(), self.samples
         begun, seconds_before = mark, self.seconds
@@ -260,6 +259,12 @@ class Trainer:
         if self.epoch_step == stream.num_steps:
             self.epoch += 1
             self.epoch_step = 0
+
+    def _prepared(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
+        """Batches made ahead by a second thread, ready for a quick copy to the device."""
+        if self.fabric.device.type == "cuda":
+            batches = map(Batch.pin_memory, batches)
+        return prefetch(batches, self.config.prefetch)
 
     def _train_step(self, batch: Batch) -> None:
         batch = batch.to(self.fabric.device, non_blocking=True)
@@ -298,7 +303,7 @@ class Trainer:
         count = len(stream) if config.test_batches is None else config.test_batches
         total = min(self.source.num_test_samples, count * config.batch_size)
         progress = Progress(total, label="testing", quiet=self.quiet)
-        batches = prefetch(islice(stream, count), config.prefetch)
+        batches = self._prepared(islice(stream, count))
         try:
             return evaluate(
                 self._module,
