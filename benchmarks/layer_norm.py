@@ -45,7 +45,9 @@ def _by_behavior(function: Function) -> Callable[..., list[Tensor]]:
 def _gathered(x: Tensor, residual: Tensor, scale: Tensor, shift: Tensor, sizes: list[int]) -> Any:
     """One call for all tokens, a row of the tables gathered for each."""
     behavior = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    out = baselines.eager(x, scale[:, behavior], shift[:, behavior], residual=residual, eps=EPS)
+    # Gathered in float32: the gradient of a row is the sum over all its tokens.
+    gain, bias = (table.float()[:, behavior].to(x.dtype) for table in (scale, shift))
+    out = baselines.eager(x, gain, bias, residual=residual, eps=EPS)
     return list(out.split(sizes, 1))
 
 

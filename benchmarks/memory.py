@@ -38,6 +38,11 @@ def peak_of(call: Callable[[], Result]) -> tuple[Result, int]:
     return result, max(_high_water() - before, 0)
 
 
+def can_measure_repeatedly() -> bool:
+    """Whether one process can measure several peaks, one after the other."""
+    return _reset()
+
+
 def _reset() -> bool:
     try:
         _CLEAR.write_text("5")

@@ -14,6 +14,7 @@ from typing import Any
 from . import allocator
 from .cases import Job, full_jobs, quick_jobs
 from .environment import device_slug, environment, fingerprint
+from .memory import can_measure_repeatedly
 from .progress import Progress
 from .report import report
 from .store import Row, Store, key_of
@@ -132,26 +133,25 @@ def _with_old_memory(rows: list[Row], store: Store) -> list[Row]:
 
 def _measure_memory(job: Job, store: Store, fresh: bool, progress: Progress) -> None:
     """Memory of every backend and mode, on the most threads of the job; all its rows get it."""
-    for mode in job.modes:
-        rows = _rows_of(job, mode, max(job.threads), store)
-        for row in rows:
-            missing = fresh or "extra_bytes" not in row
-            if row["status"] != "ok" or not missing:
+    calls = [
+        (row["backend"], mode)
+        for mode in job.modes
+        for row in _rows_of(job, mode, max(job.threads), store)
+        if row["status"] == "ok" and (fresh or "extra_bytes" not in row)
+    ]
+    part = replace(job, allocator="returning")
+    at_once = [calls] if can_measure_repeatedly() else [[call] for call in calls]
+    for some in filter(None, at_once):
+        for kind, value in _work(part, ["memory", json.dumps(some)], progress):
+            if kind != "memory" or value["status"] != "ok":
                 continue
-            backend = row["backend"]
-            progress.say(f"{job.case.name} {mode}: peak memory of {backend}")
-            part = replace(job, allocator="returning")
-            for kind, value in _work(part, ["memory", backend, mode], progress):
-                if kind != "memory" or value["status"] != "ok":
-                    continue
-                found = {"peak_bytes": value["peak"], "extra_bytes": value["extra"]}
-                same = [
-                    r
-                    for threads in job.threads
-                    for r in _rows_of(job, mode, threads, store)
-                    if r["backend"] == backend
-                ]
-                store.put([r | found for r in same])
+            found = {"peak_bytes": value["peak"], "extra_bytes": value["extra"]}
+            store.put(
+                row | found
+                for threads in job.threads
+                for row in _rows_of(job, value["mode"], threads, store)
+                if row["backend"] == value["backend"]
+            )
 
 
 def _work(job: Job, task: list[str], progress: Progress) -> Iterator[tuple[str, Any]]:

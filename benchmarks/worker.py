@@ -1,4 +1,4 @@
-"""The measuring process. ``python -m benchmarks.worker time|memory JOB`` writes JSON lines.
+"""The measuring process: ``python -m benchmarks.worker time|memory JOB [CALLS]``.
 
 Started by runner.py with the allocator's tunables in its environment. Lines on standard output have
 one key: "progress", "rows" or "memory"; whatever libraries print goes to standard error.
@@ -27,7 +27,7 @@ Emit = Callable[[str, Any], None]
 
 
 def main(arguments: list[str]) -> int:
-    """``time JOB`` or ``memory JOB BACKEND MODE``, JOB as JSON."""
+    """``time JOB`` or ``memory JOB [[BACKEND, MODE], ...]``, both as JSON."""
     task, job = arguments[0], Job.from_dict(json.loads(arguments[1]))
     # Nobody but us may write to the real standard output.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> int:
     if task == "time":
         time_job(job, emit)
     else:
-        backend, mode = arguments[2:]
-        emit("memory", measure_memory(job, backend, mode))  # type: ignore[arg-type]
+        memory_job(job, json.loads(arguments[2]), emit)
     return 0
 
 
@@ -152,18 +151,27 @@ def rates(
     }
 
 
-def measure_memory(job: Job, backend: str, mode: Mode) -> dict[str, Any]:
-    """Peak bytes of one call beyond its inputs, and beyond its outputs and gradients too."""
+def memory_job(job: Job, calls: list[tuple[str, Mode]], emit: Emit) -> None:
+    """Peak memory of each (backend, mode), one after the other."""
     torch.set_num_threads(max(job.threads))
     workload = make_workload(job.case, sets=1)
+    for backend, mode in calls:
+        emit("progress", f"{job.case.name} {mode}: peak memory of {backend}")
+        found = measure_memory(workload, backend, mode)
+        emit("memory", {"backend": backend, "mode": mode} | found)
+
+
+def measure_memory(workload: Workload, backend: str, mode: Mode) -> dict[str, Any]:
+    """Peak bytes of one call beyond its inputs, and beyond its outputs and gradients too."""
+    case = workload.case
     reason = workload.unavailable(backend, mode)
     if reason:
         return {"status": f"unavailable: {reason}"}
     # Code, thread pools and BLAS buffers load before the mark is set. A small call does it without
     # hiding what an op keeps from call to call; compiled code and optimizers need a whole one.
     warm = workload
-    if not backend.startswith("compiled") and job.case.stem != "dtrn_training":
-        warm = make_workload(replace(job.case, batch=8, users=min(8, job.case.users)), sets=1)
+    if not backend.startswith("compiled") and case.stem != "dtrn_training":
+        warm = make_workload(replace(case, batch=8, users=min(8, case.users)), sets=1)
     warm.variant(backend, mode)(0)
     call = workload.variant(backend, mode)
     result, peak = peak_of(lambda: call(0))

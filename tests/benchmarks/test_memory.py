@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import limits
-from benchmarks.cases import Job, training_case
+from benchmarks.cases import training_case
 from benchmarks.memory import peak_of
 from benchmarks.worker import measure_memory
+from benchmarks.workloads import make_workload
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -34,12 +35,11 @@ def test_an_earlier_peak_does_not_hide_a_later_one() -> None:
 
 
 def test_memory_of_a_baseline_grows_with_its_batch() -> None:
-    threads = torch.get_num_threads()
     found = []
     for batch in (32, 256):
         case = training_case("tenrec", 16, batch=batch, users=batch)
-        job = Job(case, ("training",), (threads,))
-        found.append(measure_memory(job, "batched", "training"))
+        workload = make_workload(case, sets=1)
+        found.append(measure_memory(workload, "batched", "training"))
     small, large = found
     assert (small["status"], large["status"]) == ("ok", "ok")
     assert large["peak"] == large["held"] + large["extra"]

@@ -79,7 +79,7 @@ def test_a_worker_that_dies_costs_its_job_only(tmp_path: Path, capsys) -> None:
     progress = runner.Progress(1, quiet=True)
     with pytest.raises(KeyError):  # a programming error is not hidden
         list(runner._work(broken, ["time"], progress))
-    list(runner._work(JOB, ["memory", "no such backend", "forward"], progress))
+    list(runner._work(JOB, ["memory", '[["no such backend", "forward"]]'], progress))
     assert "no such backend" in capsys.readouterr().err
 
 
