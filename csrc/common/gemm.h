@@ -2,8 +2,8 @@
 //
 // A is read one element at a time and broadcast, B in whole vectors: N is rounded up to the lane
 // count, so B and C rows must be padded (C's padding is overwritten). A register tile of MR rows by
-// NV vectors is kept through the whole K loop; rows are split evenly over tiles, so that a remainder
-// never runs at the throughput of a single row.
+// NV vectors is kept through the whole K loop; rows are split evenly over tiles, so that a
+// remainder never runs at the throughput of a single row.
 #pragma once
 
 #include "simd.h"
@@ -66,8 +66,8 @@ void gemm_tile(const GemmTile& g) {
     a += a_step;
     b += g.ldb;
   }
-  // What was there before is added last: sums over many blocks then round once per block, which keeps
-  // long contractions as accurate as a blocked library product.
+  // What was there before is added last: sums over many blocks then round once per block, which
+  // keeps long contractions as accurate as a blocked library product.
   if (g.bias != nullptr) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {

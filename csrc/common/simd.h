@@ -1,14 +1,19 @@
 // One vector of float32 lanes, as wide as the instruction set this file is compiled for.
 //
 // Kernels are compiled once per instruction set with -DMTLFAST_ISA=<name>; everything here lives in
-// a namespace of that name, so the copies never meet. No standard-library templates: an AVX-512 copy
-// of a shared inline function must not be picked by the linker for an older machine.
+// a namespace of that name, so the copies never meet. No standard-library templates: an AVX-512
+// copy of a shared inline function must not be picked by the linker for an older machine.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
+// GCC 12 warns about its own _mm512_undefined_ps() wherever an intrinsic is inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
@@ -33,14 +38,27 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
-constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-constexpr int round_up_lanes(int n) { return round_up(n, kLanes); }
+constexpr int round_up(int n, int multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+constexpr int round_up_lanes(int n) {
+  return round_up(n, kLanes);
+}
 
-MTLFAST_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
-MTLFAST_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
-// x - 0 is x for every x, which the compiler knows; x + 0 is not (x = -0) and would cost an addition.
-MTLFAST_INLINE Vec broadcast(float x) { return x - Vec{}; }
-MTLFAST_INLINE Vec zero() { return Vec{}; }
+MTLFAST_INLINE Vec load(const float* p) {
+  return *reinterpret_cast<const UnalignedVec*>(p);
+}
+MTLFAST_INLINE void store(float* p, Vec v) {
+  *reinterpret_cast<UnalignedVec*>(p) = v;
+}
+// x - 0 is x for every x, which the compiler knows; x + 0 is not (x = -0) and would cost an
+// addition.
+MTLFAST_INLINE Vec broadcast(float x) {
+  return x - Vec{};
+}
+MTLFAST_INLINE Vec zero() {
+  return Vec{};
+}
 
 // Lane i holds i.
 MTLFAST_INLINE IntVec lane_index() {
@@ -88,7 +106,9 @@ MTLFAST_INLINE Vec max_keeping_nan(Vec floor, Vec x) {
 #endif
 }
 
-MTLFAST_INLINE Vec relu(Vec x) { return max_keeping_nan(zero(), x); }
+MTLFAST_INLINE Vec relu(Vec x) {
+  return max_keeping_nan(zero(), x);
+}
 
 // gradient where the activation is positive, else zero; NaN activations pass the gradient on.
 MTLFAST_INLINE Vec relu_backward(Vec activation, Vec gradient) {

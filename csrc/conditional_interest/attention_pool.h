@@ -1,5 +1,5 @@
-// Step 4: the candidate's attention over one task's encoded tokens, with the key projection absorbed
-// into the query and the value projection applied after pooling (exact: see DTRN Eq. 7).
+// Step 4: the candidate's attention over one task's encoded tokens, with the key projection
+// absorbed into the query and the value projection applied after pooling (exact: see DTRN Eq. 7).
 #pragma once
 
 #include "packing.h"
@@ -45,8 +45,8 @@ struct ScoreMap {
 
 // dots[h * stride + e] = rows[row[e]] . vectors[pair[e]][h]; COLUMNS = 0 means a run-time width.
 template <int D, int COLUMNS>
-void score_dots(const ScoreMap& map, const float* rows, const float* vectors, int heads, int columns, float* dots,
-                int64_t stride) {
+void score_dots(const ScoreMap& map, const float* rows, const float* vectors, int heads,
+                int columns, float* dots, int64_t stride) {
   const int width = COLUMNS > 0 ? COLUMNS : columns;
   for (int e = 0; e < map.entries; e += kLanes)
     for (int h = 0; h < heads; ++h) {
@@ -63,51 +63,56 @@ void score_dots(const ScoreMap& map, const float* rows, const float* vectors, in
 }
 
 template <int D>
-void score_dots(const ScoreMap& map, const float* rows, const float* vectors, const Shape& s, float* dots,
-                int64_t stride) {
+void score_dots(const ScoreMap& map, const float* rows, const float* vectors, const Shape& s,
+                float* dots, int64_t stride) {
   if (s.width.columns == D)
     score_dots<D, D>(map, rows, vectors, s.heads, D, dots, stride);
   else
     score_dots<D, 0>(map, rows, vectors, s.heads, s.width.columns, dots, stride);
 }
 
-// In place over `length` consecutive scores.
-inline void softmax_run(float* x, int length) {
-  if (length == 1 && x[0] == x[0]) {
-    x[0] = 1.0f;
+// Softmax over `length` consecutive scores. Weights are written in whole vectors; what spills over
+// the end belongs to the next pair, which is written later. (Masked stores in place would stall the
+// loads that follow them.)
+inline void softmax_run(const float* scores, int length, float* weights) {
+  const Vec lowest = broadcast(-__builtin_inff());
+  if (length <= kLanes) {
+    const Vec x = load(scores);
+    const Vec top = broadcast(max_lanes(select_first(length, x, lowest)));
+    const Vec e = select_first(length, exponential(x - top), zero());
+    store(weights, e * broadcast(1.0f / sum_lanes(e)));
     return;
   }
-  const Vec lowest = broadcast(-__builtin_inff());
   Vec largest = lowest;
   for (int j = 0; j < length; j += kLanes) {
     const int count = length - j < kLanes ? length - j : kLanes;
-    const Vec v = select_first(count, load(x + j), lowest);
+    const Vec v = select_first(count, load(scores + j), lowest);
     largest = largest > v ? largest : v;
   }
   const Vec top = broadcast(max_lanes(largest));
   Vec sum = zero();
   for (int j = 0; j < length; j += kLanes) {
     const int count = length - j < kLanes ? length - j : kLanes;
-    const Vec e = select_first(count, exponential(load(x + j) - top), zero());
-    store_first(x + j, e, count);
+    const Vec e = select_first(count, exponential(load(scores + j) - top), zero());
+    store(weights + j, e);
     sum += e;
   }
-  const float inverse = 1.0f / sum_lanes(sum);
-  for (int j = 0; j < length; j += kLanes) {
-    const int count = length - j < kLanes ? length - j : kLanes;
-    store_first(x + j, load(x + j) * broadcast(inverse), count);
-  }
+  const Vec inverse = broadcast(1.0f / sum_lanes(sum));
+  for (int j = 0; j < length; j += kLanes) store(weights + j, load(weights + j) * inverse);
 }
 
-inline void softmax_pairs(const Pair* pairs, int count, int heads, float* scores, int64_t stride) {
-  for (int h = 0; h < heads; ++h)
-    for (int p = 0; p < count; ++p) softmax_run(scores + h * stride + pairs[p].slot, pairs[p].length);
+inline void softmax_pairs(const Pair* pairs, int count, int heads, const float* scores,
+                          int64_t stride, float* weights) {
+  for (int p = 0; p < count; ++p)
+    for (int h = 0; h < heads; ++h)
+      softmax_run(scores + h * stride + pairs[p].slot, pairs[p].length,
+                  weights + h * stride + pairs[p].slot);
 }
 
 // out[h][p] = sum_j weights[h][j] rows[j]; out rows are D apart, heads `head_stride` apart.
 template <int D>
-void pool_pairs(const Pair* pairs, int count, const Shape& s, const float* rows, const float* weights,
-                int64_t stride, float* out, int64_t head_stride) {
+void pool_pairs(const Pair* pairs, int count, const Shape& s, const float* rows,
+                const float* weights, int64_t stride, float* out, int64_t head_stride) {
   for (int p = 0; p < count; ++p) {
     GemmTile g{};
     g.a = weights + pairs[p].slot;
@@ -123,8 +128,8 @@ void pool_pairs(const Pair* pairs, int count, const Shape& s, const float* rows,
 
 // rows[j] += sum_h weights[h][j] vectors[p][h] for every row of every pair.
 template <int D>
-void spread_pairs(const Pair* pairs, int count, const Shape& s, const float* weights, int64_t stride,
-                  const float* vectors, float* rows) {
+void spread_pairs(const Pair* pairs, int count, const Shape& s, const float* weights,
+                  int64_t stride, const float* vectors, float* rows) {
   for (int p = 0; p < count; ++p) {
     GemmTile g{};
     g.a = weights + pairs[p].slot;
@@ -142,8 +147,8 @@ void spread_pairs(const Pair* pairs, int count, const Shape& s, const float* wei
 
 // vectors[p][h] = scale * source[position(p)][h]
 template <int D>
-void scaled_vectors(const Pair* pairs, int count, const Shape& s, const float* scale, const float* source,
-                    float* vectors) {
+void scaled_vectors(const Pair* pairs, int count, const Shape& s, const float* scale,
+                    const float* source, float* vectors) {
   for (int p = 0; p < count; ++p) {
     const float* from = source + static_cast<int64_t>(pairs[p].position) * s.heads * D;
     float* to = vectors + static_cast<int64_t>(p) * s.heads * D;

@@ -1,5 +1,5 @@
-// Gradients by recomputation from the saved encoder state: all behaviors of a range of users, so that
-// every candidate's gradients are summed by one thread in one order.
+// Gradients by recomputation from the saved encoder state: all behaviors of a range of users, so
+// that every candidate's gradients are summed by one thread in one order.
 #pragma once
 
 #include "decoder_tail_rows.h"
@@ -75,7 +75,7 @@ struct BackwardScratch {
   AttentionScratch<D> attention;
   TailScratch<D> tail;
   GroupScratch group;
-  float *vectors, *d_pooled;            // [pairs][heads][D]
+  float *vectors, *d_pooled;             // [pairs][heads][D]
   float *pooled, *d_values, *d_vectors;  // [heads][pairs][D]
   float* pair_d_head;                    // [pairs][D]
   float* d_scores;
@@ -86,7 +86,8 @@ struct BackwardScratch {
   int64_t rows;
 
   // `batch_candidates`: the most that one batch of users serves; `range_candidates`: one range.
-  int64_t layout(float* base, const Problem& p, int64_t batch_candidates, int64_t range_candidates) {
+  int64_t layout(float* base, const Problem& p, int64_t batch_candidates,
+                 int64_t range_candidates) {
     const Shape s(p);
     Arena a{base};
     rows = most_rows(p, kBackwardTokens<D>);
@@ -94,7 +95,8 @@ struct BackwardScratch {
     const int64_t block = rows * D;
     const int64_t pair_block = static_cast<int64_t>(most) * s.heads * D;
     segments = reinterpret_cast<Segment*>(a.take(2 * kUsers));
-    for (float** m : {&x, &normalized0, &d_normalized0, &encoder_in, &encoded, &d_encoded, &d_encoder_in, &dx})
+    for (float** m :
+         {&x, &normalized0, &d_normalized0, &encoder_in, &encoded, &d_encoded, &d_encoder_in, &dx})
       *m = a.take(block);
     rstd0 = a.take(rows + kLanes);
     rstd1 = a.take(rows + kLanes);
@@ -127,34 +129,35 @@ inline void add_row(float* to, const float* from, Width w) {
   for (int c = 0; c < w.columns; c += kLanes) store(to + c, load(to + c) + load(from + c));
 }
 
-inline void load_grad_row(const conditional_interest::GradOut& g, const Problem& p, int64_t candidate, int task,
-                          int behavior, Width w, float* dst) {
-  load_row(g.data, candidate * g.stride[0] + task * g.stride[1] + behavior * g.stride[2], g.stride[3], p.bf16, w,
-           dst);
+inline void load_grad_row(const conditional_interest::GradOut& g, const Problem& p,
+                          int64_t candidate, int task, int behavior, Width w, float* dst) {
+  load_row(g.data, candidate * g.stride[0] + task * g.stride[1] + behavior * g.stride[2],
+           g.stride[3], p.bf16, w, dst);
 }
 
 // The tail's backward for one group; d_head rows are task-major like the tail's.
 template <int D>
-void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, const Group& g,
-                   const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a, float* d_item,
-                   float* d_head) {
+void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                   const Group& g, const BackwardIO& io, const Gradients& grad,
+                   BackwardScratch<D>& a, float* d_item, float* d_head) {
   TailScratch<D>& tail = a.tail;
   const int rows = p.tasks * g.count;
   for (int i = 0; i < g.count; ++i) {
     const int64_t candidate = p.candidate_list[g.first + i];
-    load_row(p.target.data, candidate * p.target.row_stride, p.target.column_stride, p.bf16, s.width,
-             tail.item + static_cast<int64_t>(i) * D);
+    load_row(p.target.data, candidate * p.target.row_stride, p.target.column_stride, p.bf16,
+             s.width, tail.item + static_cast<int64_t>(i) * D);
     for (int t = 0; t < p.tasks; ++t) {
       const int64_t row = (static_cast<int64_t>(t) * g.count + i) * D;
-      load_row(io.head, ((candidate * p.tasks + t) * p.behaviors + behavior) * s.d, 1, false, s.width,
-               tail.head + row);
+      load_row(io.head, ((candidate * p.tasks + t) * p.behaviors + behavior) * s.d, 1, false,
+               s.width, tail.head + row);
       load_grad_row(io.grad_out, p, candidate, t, behavior, s.width, tail.g3 + row);
     }
   }
   const int64_t hidden_block = static_cast<int64_t>(rows) * kHidden;
   decoder_tail_rows<D>(p, packed, s, behavior, g.count, tail, hidden_block);
 
-  auto through_norm = [&](int position, float* gradient, const float* normalized, const float* rstd) {
+  auto through_norm = [&](int position, float* gradient, const float* normalized,
+                          const float* rstd) {
     for (int t = 0; t < p.tasks; ++t) {
       const int64_t at = static_cast<int64_t>(t) * g.count * D;
       const int64_t table = grad.table_row<D>(p, t, behavior, position);
@@ -165,37 +168,37 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
     normalize_rows_backward<D>(gradient, normalized, rows, s.width, rstd);
   };
   through_norm(3, tail.g3, tail.normalized3, tail.rstd3);
-  feed_forward_backward<D>(packed.decoder, s, tail.x3, tail.g3, rows, tail.hidden, hidden_block, tail.dh, tail.g2,
-                           grad.decoder_ffn);
+  feed_forward_backward<D>(packed.decoder, s, tail.x3, tail.g3, rows, tail.hidden, hidden_block,
+                           tail.dh, tail.g2, grad.decoder_ffn);
   through_norm(2, tail.g2, tail.normalized2, tail.rstd2);
   for (int t = 0; t < p.tasks; ++t)
     for (int i = 0; i < g.count; ++i)
-      add_row(d_item + static_cast<int64_t>(i) * D, tail.g2 + (static_cast<int64_t>(t) * g.count + i) * D,
-              s.width);
+      add_row(d_item + static_cast<int64_t>(i) * D,
+              tail.g2 + (static_cast<int64_t>(t) * g.count + i) * D, s.width);
   accumulate_weight<D>(tail.g2, tail.head, rows, s.d, s, grad.decoder.o);
   project<D>(tail.g2, packed.dout, rows, s, d_head);
 }
 
-// ds = p * (dp - sum p dp) for one run of scores, in place on dp.
-inline void softmax_run_backward(const float* weights, float* gradient, int length) {
+// p * (dp - sum p dp) over one run of scores; whole vectors are written, as in softmax_run.
+inline void softmax_run_backward(const float* weights, const float* gradient, int length,
+                                 float* result) {
   Vec inner = zero();
   for (int j = 0; j < length; j += kLanes) {
     const int count = length - j < kLanes ? length - j : kLanes;
     inner += select_first(count, load(weights + j) * load(gradient + j), zero());
   }
   const Vec mean = broadcast(sum_lanes(inner));
-  for (int j = 0; j < length; j += kLanes) {
-    const int count = length - j < kLanes ? length - j : kLanes;
-    store_first(gradient + j, load(weights + j) * (load(gradient + j) - mean), count);
-  }
+  for (int j = 0; j < length; j += kLanes)
+    store(result + j, load(weights + j) * (load(gradient + j) - mean));
 }
 
 // Attention of one task and one group of pairs: d_encoded, and the gradients of W_V, of the norm at
 // position 1 and of the absorbed queries.
 template <int D>
-void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task,
-                        const Group& g, const float* d_head, const float* queries, int64_t first_position,
-                        int64_t range_candidates, const Gradients& grad, BackwardScratch<D>& a) {
+void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                        int task, const Group& g, const float* d_head, const float* queries,
+                        int64_t first_position, int64_t range_candidates, const Gradients& grad,
+                        BackwardScratch<D>& a) {
   const GroupScratch& gs = a.group;
   const int pairs = g.num_pairs;
   const float* scale = packed.scale_row(p, task, behavior, 1);
@@ -203,11 +206,12 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
   const int64_t head_stride = static_cast<int64_t>(pairs) * D;
   scaled_vectors<D>(gs.pairs, pairs, s, scale, queries, a.vectors);
   score_dots<D>(gs.map, a.encoded, a.vectors, s, gs.scores, gs.score_stride);
-  softmax_pairs(gs.pairs, pairs, s.heads, gs.scores, gs.score_stride);
-  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, gs.scores, gs.score_stride, a.pooled, head_stride);
+  softmax_pairs(gs.pairs, pairs, s.heads, gs.scores, gs.score_stride, gs.weights);
+  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, gs.weights, gs.score_stride, a.pooled, head_stride);
   for (int i = 0; i < pairs; ++i)
     std::memcpy(a.pair_d_head + static_cast<int64_t>(i) * D,
-                d_head + (static_cast<int64_t>(task) * g.count + gs.slot_of_pair[i]) * D, sizeof(float) * D);
+                d_head + (static_cast<int64_t>(task) * g.count + gs.slot_of_pair[i]) * D,
+                sizeof(float) * D);
 
   const int64_t table = grad.table_row<D>(p, task, behavior, 1);
   for (int h = 0; h < s.heads; ++h) {
@@ -232,14 +236,16 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
         store(to + c, load(d_values + static_cast<int64_t>(i) * D + c) * load(scale + c));
     }
   }
-  score_dots<D>(gs.map, a.encoded, a.d_pooled, s, a.d_scores, gs.score_stride);
-  for (int h = 0; h < s.heads; ++h)
-    for (int i = 0; i < pairs; ++i)
-      softmax_run_backward(gs.scores + h * gs.score_stride + gs.pairs[i].slot,
-                           a.d_scores + h * gs.score_stride + gs.pairs[i].slot, gs.pairs[i].length);
-  spread_pairs<D>(gs.pairs, pairs, s, gs.scores, gs.score_stride, a.d_pooled, a.d_encoded);
+  score_dots<D>(gs.map, a.encoded, a.d_pooled, s, gs.scores, gs.score_stride);
+  for (int i = 0; i < pairs; ++i)
+    for (int h = 0; h < s.heads; ++h) {
+      const int64_t at = h * gs.score_stride + gs.pairs[i].slot;
+      softmax_run_backward(gs.weights + at, gs.scores + at, gs.pairs[i].length, a.d_scores + at);
+    }
+  spread_pairs<D>(gs.pairs, pairs, s, gs.weights, gs.score_stride, a.d_pooled, a.d_encoded);
   spread_pairs<D>(gs.pairs, pairs, s, a.d_scores, gs.score_stride, a.vectors, a.d_encoded);
-  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, a.d_scores, gs.score_stride, a.d_vectors, head_stride);
+  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, a.d_scores, gs.score_stride, a.d_vectors,
+                head_stride);
   for (int h = 0; h < s.heads; ++h)
     for (int i = 0; i < pairs; ++i) {
       const float* dv = a.d_vectors + h * head_stride + static_cast<int64_t>(i) * D;
@@ -256,8 +262,9 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
 
 // From the absorbed queries' gradients to W_Q, W_K and the target items.
 template <int D>
-void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int64_t first_position,
-                      int64_t candidates, const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a) {
+void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
+                      int64_t first_position, int64_t candidates, const BackwardIO& io,
+                      const Gradients& grad, BackwardScratch<D>& a) {
   for (int64_t at = 0; at < candidates; at += kTailRows) {
     const int rows = candidates - at < kTailRows ? static_cast<int>(candidates - at) : kTailRows;
     float* item = a.tail.item;
@@ -292,8 +299,9 @@ void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
 }
 
 template <int D>
-void backward_range(const Problem& p, const Packed<D>& packed, const float* queries, int64_t user_begin,
-                    int64_t user_end, const BackwardIO& io, const Gradients& grad, BackwardScratch<D>& a) {
+void backward_range(const Problem& p, const Packed<D>& packed, const float* queries,
+                    int64_t user_begin, int64_t user_end, const BackwardIO& io,
+                    const Gradients& grad, BackwardScratch<D>& a) {
   const Shape s(p);
   const int most = pairs_per_group(p);
   const int most_entries = p.longest > kEntries ? p.longest : kEntries;
@@ -305,14 +313,17 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
 
   for (int behavior = 0; behavior < p.behaviors; ++behavior)
     for (int64_t user = user_begin; user < user_end;) {
-      const UserBatch batch = next_batch(p, behavior, user, user_end, kBackwardTokens<D>, a.segments);
+      const UserBatch batch =
+          next_batch(p, behavior, user, user_end, kBackwardTokens<D>, a.segments);
       user = batch.last;
       const int64_t batch_position = p.candidate_begin[batch.first];
       int64_t at_user = batch.first;
       for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-        const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
-                                   &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
-        tail_backward<D>(p, packed, s, behavior, g, io, grad, a, a.d_item + (position - first_position) * D,
+        const Group g =
+            next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
+                       &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
+        tail_backward<D>(p, packed, s, behavior, g, io, grad, a,
+                         a.d_item + (position - first_position) * D,
                          a.d_head + (position - batch_position) * p.tasks * D);
         position += g.count;
       }
@@ -328,27 +339,30 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       const int64_t hidden_block = a.rows * kHidden;
       for (int t = 0; t < p.tasks; ++t) {
         const float* scale0 = packed.scale_row(p, t, behavior, 0);
-        affine_rows<D>(a.normalized0, rows, s.width, scale0, packed.shift_row(p, t, behavior, 0), a.encoder_in);
+        affine_rows<D>(a.normalized0, rows, s.width, scale0, packed.shift_row(p, t, behavior, 0),
+                       a.encoder_in);
         feed_forward<D>(packed.encoder, s, a.encoder_in, rows, a.encoded, a.hidden, hidden_block);
         normalize_rows<D>(a.encoded, rows, s.width, p.eps, a.rstd1);
         fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
         at_user = batch.first;
         for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-          const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
-                                     &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
+          const Group g =
+              next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
+                         &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
           if (g.num_pairs > 0) {
             gs.map.build(gs.pairs, g.num_pairs);
             attention_backward<D>(p, packed, s, behavior, t, g,
-                                  a.d_head + (position - batch_position) * p.tasks * D, queries, first_position,
-                                  candidates, grad, a);
+                                  a.d_head + (position - batch_position) * p.tasks * D, queries,
+                                  first_position, candidates, grad, a);
           }
           position += g.count;
         }
         normalize_rows_backward<D>(a.d_encoded, a.encoded, rows, s.width, a.rstd1);
-        feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden, hidden_block, a.dh,
-                                 a.d_encoder_in, grad.encoder_ffn);
+        feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden,
+                                 hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn);
         const int64_t table = grad.table_row<D>(p, t, behavior, 0);
-        accumulate_rows<D>(a.d_encoder_in, a.normalized0, rows, s.width, grad.shift + table, grad.scale + table);
+        accumulate_rows<D>(a.d_encoder_in, a.normalized0, rows, s.width, grad.shift + table,
+                           grad.scale + table);
         for (int c = 0; c < s.width.columns; c += kLanes) {
           const Vec g = load(scale0 + c);
           for (int r = 0; r < rows; ++r) {

@@ -31,9 +31,9 @@ void columns_to_rows(const float* src, int64_t ld, int count, Width w, float* ro
 
 // c [out][n] = W [out][D] x [d][n] (+ residual), n columns.
 template <int LDA>
-void multiply(const float* weight, int out, int depth, const float* x, int64_t ldx, int n, float* c, int64_t ldc,
-              const float* residual = nullptr, int64_t ldr = 0, const float* row_bias = nullptr,
-              bool relu = false) {
+void multiply(const float* weight, int out, int depth, const float* x, int64_t ldx, int n, float* c,
+              int64_t ldc, const float* residual = nullptr, int64_t ldr = 0,
+              const float* row_bias = nullptr, bool relu = false) {
   GemmTile g{};
   g.a = weight;
   g.b = x;
@@ -74,35 +74,78 @@ void normalize_vectors(float* x, int64_t ld, int d, float eps, float* rstd) {
   }
   for (int k = 0; k < d; ++k)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(x + k * ld + v * kLanes, load(x + k * ld + v * kLanes) * sum[v]);
+    for (int v = 0; v < NV; ++v)
+      store(x + k * ld + v * kLanes, load(x + k * ld + v * kLanes) * sum[v]);
 }
 
 inline void normalize_columns(float* x, int64_t ld, int n, int d, float eps, float* rstd) {
   int c = 0;
   for (; c + 4 * kLanes <= round_up_lanes(n); c += 4 * kLanes)
     normalize_vectors<4>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
-  for (; c < n; c += kLanes) normalize_vectors<1>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
+  for (; c < n; c += kLanes)
+    normalize_vectors<1>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
 }
 
 // dst[k][.] = src[k][.] * scale[k] + shift[k] over n columns (written up to a multiple of kLanes).
-inline void affine_columns(const float* src, int64_t lds, int n, int d, const float* scale, const float* shift,
-                           float* dst, int64_t ldd) {
+inline void affine_columns(const float* src, int64_t lds, int n, int d, const float* scale,
+                           const float* shift, float* dst, int64_t ldd) {
   for (int k = 0; k < d; ++k) {
     const Vec g = broadcast(scale[k]), b = broadcast(shift[k]);
     for (int c = 0; c < n; c += kLanes) store(dst + k * ldd + c, load(src + k * lds + c) * g + b);
   }
 }
 
-// y [d][n] = x + W2 relu(W1 x + b1) + b2 for n <= kBlock columns; hidden is [kHidden][kBlock].
+#ifdef MTLFAST_BF16_PRODUCTS
+// The same with bfloat16 operands; accumulation, bias and residual stay float32.
 template <int D>
-void feed_forward_columns(const PackedFfn<D>& w, const Shape& s, const float* x, int64_t ldx, int n, float* y,
-                          int64_t ldy, float* hidden) {
+void feed_forward_columns_bf16(const PackedFfn<D>& w, const Shape& s, const float* x, int64_t ldx,
+                               int n, float* y, int64_t ldy, float* scratch) {
+  Bf16Pair* hidden = reinterpret_cast<Bf16Pair*>(scratch);  // [kHidden / 2][kBlock]
+  Bf16Pair input[D / 2 * kBlock];
+  for (int k = 0; k < s.d / 2; ++k)
+    for (int c = 0; c < n; c += kLanes)
+      _mm512_storeu_si512(input + k * kBlock + c, to_bf16_pairs(load(x + 2 * k * ldx + c),
+                                                                load(x + (2 * k + 1) * ldx + c)));
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);
-    multiply<D>(w.w1 + static_cast<int64_t>(block) * kHidden * D, width, s.d, x, ldx, n, hidden, kBlock, nullptr,
-                0, w.b1 + block * kHidden, true);
-    multiply<kHidden>(w.w2 + static_cast<int64_t>(block) * s.d * kHidden, s.d, width, hidden, kBlock, n, y, ldy,
-                      block == 0 ? x : y, block == 0 ? ldx : ldy, block == 0 ? w.b2 : nullptr);
+    Bf16Tile up{};
+    up.a = w.w1_pairs + static_cast<int64_t>(block) * kHidden * D / 2;
+    up.b = input;
+    up.ldb = kBlock;
+    up.pairs = hidden;
+    up.ldc = kBlock;
+    up.row_bias = w.b1 + block * kHidden;
+    up.k = s.d / 2;
+    bf16_gemm<D / 2>(width, n, up);
+    Bf16Tile down{};
+    down.a = w.w2_pairs + static_cast<int64_t>(block) * s.d * kHidden / 2;
+    down.b = hidden;
+    down.ldb = kBlock;
+    down.c = y;
+    down.ldc = ldy;
+    down.residual = block == 0 ? x : y;
+    down.ldr = block == 0 ? ldx : ldy;
+    down.row_bias = block == 0 ? w.b2 : nullptr;
+    down.k = width / 2;
+    bf16_gemm<kHidden / 2>(s.d, n, down);
+  }
+}
+#endif
+
+// y [d][n] = x + W2 relu(W1 x + b1) + b2 for n <= kBlock columns; hidden is [kHidden][kBlock].
+template <int D>
+void feed_forward_columns(const PackedFfn<D>& w, const Shape& s, const float* x, int64_t ldx, int n,
+                          float* y, int64_t ldy, float* hidden) {
+#ifdef MTLFAST_BF16_PRODUCTS
+  if (s.bf16) return feed_forward_columns_bf16<D>(w, s, x, ldx, n, y, ldy, hidden);
+#endif
+  for (int block = 0; block < s.blocks; ++block) {
+    const int width = s.hidden_in(block);
+    multiply<D>(w.w1 + static_cast<int64_t>(block) * kHidden * D, width, s.d, x, ldx, n, hidden,
+                kBlock, nullptr, 0, w.b1 + block * kHidden, true);
+    multiply<kHidden>(w.w2 + static_cast<int64_t>(block) * s.d * kHidden, s.d, width, hidden,
+                      kBlock, n, y, ldy, block == 0 ? x : y, block == 0 ? ldx : ldy,
+                      block == 0 ? w.b2 : nullptr);
   }
 }
 

@@ -1,4 +1,5 @@
-// conditional_interest on the CPU: arguments, data checks, threads. The arithmetic is in cpu_kernel.cpp.
+// conditional_interest on the CPU: arguments, data checks, threads. The arithmetic is in
+// cpu_kernel.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -21,9 +22,9 @@
 
 namespace mtlfast {
 
-#define MTLFAST_DECLARE(isa)                                          \
-  namespace isa {                                                     \
-  const conditional_interest::Kernel& conditional_interest_kernel();  \
+#define MTLFAST_DECLARE(isa)                                         \
+  namespace isa {                                                    \
+  const conditional_interest::Kernel& conditional_interest_kernel(); \
   }
 MTLFAST_FOR_EACH_ISA(MTLFAST_DECLARE)
 #undef MTLFAST_DECLARE
@@ -34,15 +35,18 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-[[noreturn]] void fail(const std::string& message) { throw std::runtime_error("mtlfast: " + message); }
+[[noreturn]] void fail(const std::string& message) {
+  throw std::runtime_error("mtlfast: " + message);
+}
 
-// Memory for kernels, aligned to a cache line; grows, and is kept by its thread between calls so that
-// small requests do not fault pages in again.
+// Memory for kernels, aligned to a cache line; grows, and is kept by its thread between calls so
+// that small requests do not fault pages in again.
 class Scratch {
  public:
   float* reserve(int64_t floats) {
     if (floats > size_) {
-      memory_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((floats + 31) / 16 * 64))));
+      memory_.reset(static_cast<float*>(
+          std::aligned_alloc(64, static_cast<size_t>((floats + 31) / 16 * 64))));
       if (memory_ == nullptr) throw std::bad_alloc();
       size_ = floats;
     }
@@ -70,8 +74,8 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-// Runs body(item, scratch) for every item; threads take the next item when they are done with one, so
-// which thread runs what never shows in the results.
+// Runs body(item, scratch) for every item; threads take the next item when they are done with one,
+// so which thread runs what never shows in the results.
 template <typename Body>
 void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
   if (items == 0) return;
@@ -81,7 +85,8 @@ void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
     if (begin >= end) return;
     Scratch& scratch = thread_scratch();
     float* memory = scratch.reserve(scratch_floats);
-    for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1)) body(item, memory);
+    for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1))
+      body(item, memory);
     scratch.trim();
   });
 }
@@ -101,8 +106,10 @@ std::vector<int64_t> to_int64(const Tensor& t) {
   return values;
 }
 
-void check_offsets(const std::vector<int64_t>& offsets, int64_t users, int64_t tokens, int64_t max_len) {
-  if (offsets.front() != 0) fail("offsets: expected offsets[0] == 0, found " + std::to_string(offsets.front()));
+void check_offsets(const std::vector<int64_t>& offsets, int64_t users, int64_t tokens,
+                   int64_t max_len) {
+  if (offsets.front() != 0)
+    fail("offsets: expected offsets[0] == 0, found " + std::to_string(offsets.front()));
   for (size_t i = 1; i < offsets.size(); ++i)
     if (offsets[i] < offsets[i - 1])
       fail("offsets: expected non-decreasing values, found offsets[" + std::to_string(i) +
@@ -114,8 +121,9 @@ void check_offsets(const std::vector<int64_t>& offsets, int64_t users, int64_t t
   for (size_t i = 1; i < offsets.size(); ++i)
     if (offsets[i] - offsets[i - 1] > max_len)
       fail("max_len: expected an upper bound of every sequence length, found max_len = " +
-           std::to_string(max_len) + " and a sequence of length " + std::to_string(offsets[i] - offsets[i - 1]) +
-           " (behavior " + std::to_string((i - 1) / users) + ", user " + std::to_string((i - 1) % users) + ")");
+           std::to_string(max_len) + " and a sequence of length " +
+           std::to_string(offsets[i] - offsets[i - 1]) + " (behavior " +
+           std::to_string((i - 1) / users) + ", user " + std::to_string((i - 1) % users) + ")");
 }
 
 // A float32 copy only where the tensor is not already contiguous float32.
@@ -135,8 +143,9 @@ struct Call {
   int64_t tokens;
 
   Call(const Tensor& values, const Tensor& offsets_tensor, int64_t num_behaviors, int64_t max_len,
-       const Tensor& target, const std::optional<Tensor>& user_index, const std::array<const Tensor*, 16>& w,
-       const Tensor& scale_table, const Tensor& shift_table, int64_t num_heads, double eps)
+       const Tensor& target, const std::optional<Tensor>& user_index,
+       const std::array<const Tensor*, 16>& w, const Tensor& scale_table, const Tensor& shift_table,
+       int64_t num_heads, double eps)
       : kernel(MTLFAST_SELECT_ISA(conditional_interest_kernel)()),
         weights{as_float(*w[0]),  as_float(*w[1]),  as_float(*w[2]),  as_float(*w[3]),
                 as_float(*w[4]),  as_float(*w[5]),  as_float(*w[6]),  as_float(*w[7]),
@@ -151,7 +160,8 @@ struct Call {
       fail("values: expected float32 or bfloat16 on the CPU kernel");
     if (target.scalar_type() != dtype) fail("target: expected the dtype of values");
     if (num_behaviors < 1 || offsets.empty() || (offsets.size() - 1) % num_behaviors != 0)
-      fail("offsets: expected num_behaviors * num_users + 1 entries, found " + std::to_string(offsets.size()) +
+      fail("offsets: expected num_behaviors * num_users + 1 entries, found " +
+           std::to_string(offsets.size()) +
            " with num_behaviors = " + std::to_string(num_behaviors));
     Problem& p = problem;
     p.users = static_cast<int64_t>(offsets.size() - 1) / num_behaviors;
@@ -171,11 +181,14 @@ struct Call {
     check_offsets(offsets, std::max<int64_t>(p.users, 1), tokens, max_len);
     p.offsets = offsets.data();
     int64_t longest = 0;
-    for (size_t i = 1; i < offsets.size(); ++i) longest = std::max(longest, offsets[i] - offsets[i - 1]);
+    for (size_t i = 1; i < offsets.size(); ++i)
+      longest = std::max(longest, offsets[i] - offsets[i - 1]);
     p.longest = static_cast<int>(longest);
     group_candidates(user_index);
     auto transformer = [&](int at) {
-      auto data = [&](int i) { return static_cast<const float*>(weights[at + i].const_data_ptr()); };
+      auto data = [&](int i) {
+        return static_cast<const float*>(weights[at + i].const_data_ptr());
+      };
       return Transformer{data(0), data(1), data(2), data(3), data(4), data(5), data(6), data(7)};
     };
     p.encoder = transformer(0);
@@ -186,11 +199,14 @@ struct Call {
 
   // The door validates with better words; this keeps direct callers of the op inside the memory.
   void check_shapes(const Tensor& target) const {
-    const int64_t d = problem.d, f = problem.ffn, table = int64_t{problem.tasks} * problem.behaviors * 4 * d;
+    const int64_t d = problem.d, f = problem.ffn,
+                  table = int64_t{problem.tasks} * problem.behaviors * 4 * d;
     const int64_t sizes[8] = {d * d, d * d, d * d, d * d, f * d, f, d * f, d};
     for (int i = 0; i < 16; ++i)
-      if (weights[i].numel() != sizes[i % 8]) fail("weights: shapes do not agree with values and linear1_bias");
-    if (scale.numel() != table || shift.numel() != table) fail("scale and shift: expected [T, M, 4, d]");
+      if (weights[i].numel() != sizes[i % 8])
+        fail("weights: shapes do not agree with values and linear1_bias");
+    if (scale.numel() != table || shift.numel() != table)
+      fail("scale and shift: expected [T, M, 4, d]");
     if (target.dim() != 2 || target.size(1) != d) fail("target: expected [B, d]");
   }
 
@@ -210,8 +226,8 @@ struct Call {
              std::to_string(user.size()));
       for (size_t i = 0; i < user.size(); ++i) {
         if (user[i] < 0 || user[i] >= p.users)
-          fail("user_index: expected values in [0, " + std::to_string(p.users) + "), found user_index[" +
-               std::to_string(i) + "] = " + std::to_string(user[i]));
+          fail("user_index: expected values in [0, " + std::to_string(p.users) +
+               "), found user_index[" + std::to_string(i) + "] = " + std::to_string(user[i]));
         ++begin[user[i] + 1];
       }
       for (int64_t u = 0; u < p.users; ++u) begin[u + 1] += begin[u];
@@ -227,14 +243,16 @@ struct Call {
   Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
     const Problem& p = problem;
     const int64_t packed_floats = (kernel.packed_size(p) + 15) / 16 * 16;
-    Tensor memory = torch::stable::new_empty(like, {packed_floats + kernel.query_size(p) + 64}, ScalarType::Float);
+    Tensor memory = torch::stable::new_empty(like, {packed_floats + kernel.query_size(p) + 64},
+                                             ScalarType::Float);
     *packed = static_cast<float*>(memory.mutable_data_ptr());
     *queries = *packed + packed_floats;
     kernel.pack(p, for_backward, *packed);
     constexpr int64_t kChunk = 256;
     const int64_t chunks = (p.candidates + kChunk - 1) / kChunk;
     for_each_item(chunks, kernel.forward_scratch(p), [&](int64_t i, float* scratch) {
-      kernel.queries(p, *packed, i * kChunk, std::min((i + 1) * kChunk, p.candidates), *queries, scratch);
+      kernel.queries(p, *packed, i * kChunk, std::min((i + 1) * kChunk, p.candidates), *queries,
+                     scratch);
     });
     return memory;
   }
@@ -242,21 +260,22 @@ struct Call {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     Tensor values, Tensor offsets, int64_t num_behaviors, int64_t max_len, Tensor target,
-    std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v, Tensor enc_o, Tensor enc_w1,
-    Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q, Tensor dec_k, Tensor dec_v, Tensor dec_o,
-    Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2, Tensor scale, Tensor shift, int64_t num_heads,
-    double eps, bool save_for_backward) {
+    std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v, Tensor enc_o,
+    Tensor enc_w1, Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q, Tensor dec_k,
+    Tensor dec_v, Tensor dec_o, Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2,
+    Tensor scale, Tensor shift, int64_t num_heads, double eps, bool save_for_backward) {
   const Call call(values, offsets, num_behaviors, max_len, target, user_index,
-                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q, &dec_k, &dec_v,
-                   &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
+                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q,
+                   &dec_k, &dec_v, &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
                   scale, shift, num_heads, eps);
   const Problem& p = call.problem;
   const bool save = save_for_backward;
   Tensor out = torch::stable::new_empty(values, {p.candidates, p.tasks, p.behaviors, p.d});
-  Tensor normalized = torch::stable::new_empty(values, {save ? call.tokens : 0, p.d}, ScalarType::Float);
+  Tensor normalized =
+      torch::stable::new_empty(values, {save ? call.tokens : 0, p.d}, ScalarType::Float);
   Tensor rstd = torch::stable::new_empty(values, {save ? call.tokens : 0}, ScalarType::Float);
-  Tensor head = torch::stable::new_empty(values, {save ? p.candidates : 0, p.tasks, p.behaviors, p.d},
-                                         ScalarType::Float);
+  Tensor head = torch::stable::new_empty(
+      values, {save ? p.candidates : 0, p.tasks, p.behaviors, p.d}, ScalarType::Float);
   if (p.candidates == 0 && !save) return {out, normalized, rstd, head};
   ForwardOutputs outputs{out.mutable_data_ptr(), nullptr, nullptr, nullptr};
   if (save) {
@@ -268,29 +287,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor memory = call.prepare(false, values, &packed, &queries);
   constexpr int64_t kUsersPerItem = 64;
   const int64_t chunks = (p.users + kUsersPerItem - 1) / kUsersPerItem;
-  // A few users with many candidates (a ranking request): candidates are split as well, which encodes
-  // the users' short sequences once per part.
+  // A few users with many candidates (a ranking request): candidates are split as well, which
+  // encodes the users' short sequences once per part.
   constexpr int64_t kCandidatesPerPart = 128, kItemsPerThread = 4;
   const int64_t wanted = kItemsPerThread * torch::stable::get_num_threads();
   int64_t parts = 1;
   if (!save && chunks * p.behaviors < wanted)
-    parts = std::max<int64_t>(1, std::min(wanted / (chunks * p.behaviors), p.candidates / kCandidatesPerPart));
+    parts = std::max<int64_t>(
+        1, std::min(wanted / (chunks * p.behaviors), p.candidates / kCandidatesPerPart));
   const int64_t part = (p.candidates + parts - 1) / parts;
-  for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p), [&](int64_t item, float* scratch) {
-    const int64_t user = item / (p.behaviors * parts) * kUsersPerItem;
-    const int64_t first = item / p.behaviors % parts * part;
-    call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors), user,
-                        std::min(user + kUsersPerItem, p.users), first, std::min(first + part, p.candidates),
-                        outputs, scratch);
-  });
+  for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p),
+                [&](int64_t item, float* scratch) {
+                  const int64_t user = item / (p.behaviors * parts) * kUsersPerItem;
+                  const int64_t first = item / p.behaviors % parts * part;
+                  call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors),
+                                      user, std::min(user + kUsersPerItem, p.users), first,
+                                      std::min(first + part, p.candidates), outputs, scratch);
+                });
   return {out, normalized, rstd, head};
 }
 
 // Sums the partitions' padded [out, stride] blocks into one contiguous [out, in] tensor.
-Tensor reduce_partitions(const Tensor& like, const float* partitions, int64_t count, int64_t total, int64_t at,
-                         int64_t rows, int64_t columns, int64_t stride, float factor,
+Tensor reduce_partitions(const Tensor& like, const float* partitions, int64_t count, int64_t total,
+                         int64_t at, int64_t rows, int64_t columns, int64_t stride, float factor,
                          const std::vector<int64_t>& shape) {
-  Tensor result = torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape), ScalarType::Float);
+  Tensor result = torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape),
+                                           ScalarType::Float);
   auto* to = static_cast<float*>(result.mutable_data_ptr());
   for (int64_t r = 0; r < rows; ++r) {
     float* row = to + r * columns;
@@ -306,25 +328,28 @@ Tensor reduce_partitions(const Tensor& like, const float* partitions, int64_t co
 }
 
 using Gradients =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-               Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+               Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_behaviors, int64_t max_len,
-                   Tensor target, std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v,
-                   Tensor enc_o, Tensor enc_w1, Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q,
-                   Tensor dec_k, Tensor dec_v, Tensor dec_o, Tensor dec_w1, Tensor dec_b1, Tensor dec_w2,
-                   Tensor dec_b2, Tensor scale, Tensor shift, int64_t num_heads, double eps, Tensor normalized,
+Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_behaviors,
+                   int64_t max_len, Tensor target, std::optional<Tensor> user_index, Tensor enc_q,
+                   Tensor enc_k, Tensor enc_v, Tensor enc_o, Tensor enc_w1, Tensor enc_b1,
+                   Tensor enc_w2, Tensor enc_b2, Tensor dec_q, Tensor dec_k, Tensor dec_v,
+                   Tensor dec_o, Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2,
+                   Tensor scale, Tensor shift, int64_t num_heads, double eps, Tensor normalized,
                    Tensor rstd, Tensor head) {
   const Call call(values, offsets, num_behaviors, max_len, target, user_index,
-                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q, &dec_k, &dec_v,
-                   &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
+                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q,
+                   &dec_k, &dec_v, &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
                   scale, shift, num_heads, eps);
   const Problem& p = call.problem;
-  if (grad_out.scalar_type() != values.scalar_type()) grad_out = torch::stable::to(grad_out, values.scalar_type());
+  if (grad_out.scalar_type() != values.scalar_type())
+    grad_out = torch::stable::to(grad_out, values.scalar_type());
   if (grad_out.dim() != 4 || grad_out.size(0) != p.candidates || grad_out.size(1) != p.tasks ||
       grad_out.size(2) != p.behaviors || grad_out.size(3) != p.d)
     fail("grad_out: expected [B, T, M, d]");
-  if (normalized.size(0) != call.tokens || rstd.size(0) != call.tokens || head.size(0) != p.candidates)
+  if (normalized.size(0) != call.tokens || rstd.size(0) != call.tokens ||
+      head.size(0) != p.candidates)
     fail("backward needs what the forward saved: call it with save_for_backward");
   normalized = as_float(normalized);
   rstd = as_float(rstd);
@@ -332,13 +357,14 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
 
   Tensor grad_values = torch::stable::new_empty(values, {call.tokens, p.d});
   Tensor grad_target = torch::stable::new_empty(values, {p.candidates, p.d});
-  const BackwardIO io{{grad_out.const_data_ptr(),
-                       {grad_out.stride(0), grad_out.stride(1), grad_out.stride(2), grad_out.stride(3)}},
-                      static_cast<const float*>(normalized.const_data_ptr()),
-                      static_cast<const float*>(rstd.const_data_ptr()),
-                      static_cast<const float*>(head.const_data_ptr()),
-                      grad_values.mutable_data_ptr(),
-                      grad_target.mutable_data_ptr()};
+  const BackwardIO io{
+      {grad_out.const_data_ptr(),
+       {grad_out.stride(0), grad_out.stride(1), grad_out.stride(2), grad_out.stride(3)}},
+      static_cast<const float*>(normalized.const_data_ptr()),
+      static_cast<const float*>(rstd.const_data_ptr()),
+      static_cast<const float*>(head.const_data_ptr()),
+      grad_values.mutable_data_ptr(),
+      grad_target.mutable_data_ptr()};
 
   float *packed, *queries;
   const Tensor memory = call.prepare(true, values, &packed, &queries);
@@ -351,26 +377,30 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
   const int64_t partitions = std::min(kPartitions, ranges);
   int64_t range_candidates = 0;
   for (int64_t r = 0; r < ranges; ++r)
-    range_candidates = std::max(range_candidates, call.begin[std::min((r + 1) * users_per_range, p.users)] -
-                                                      call.begin[r * users_per_range]);
+    range_candidates =
+        std::max(range_candidates, call.begin[std::min((r + 1) * users_per_range, p.users)] -
+                                       call.begin[r * users_per_range]);
   const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, p.busiest);
 
   const GradLayout layout = call.kernel.grad_layout(p);
-  const Tensor sums = torch::stable::new_zeros(values, {partitions * layout.total + 64}, ScalarType::Float);
+  const Tensor sums =
+      torch::stable::new_zeros(values, {partitions * layout.total + 64}, ScalarType::Float);
   auto* sum = static_cast<float*>(sums.mutable_data_ptr());
   for_each_item(partitions, call.kernel.backward_scratch(p, batch_candidates, range_candidates),
                 [&](int64_t partition, float* scratch) {
                   for (int64_t r = partition; r < ranges; r += partitions)
                     call.kernel.backward(p, packed, queries, r * users_per_range,
-                                         std::min((r + 1) * users_per_range, p.users), batch_candidates,
-                                         range_candidates, io, sum + partition * layout.total, scratch);
+                                         std::min((r + 1) * users_per_range, p.users),
+                                         batch_candidates, range_candidates, io,
+                                         sum + partition * layout.total, scratch);
                 });
 
   const int64_t d = p.d, f = p.ffn, stride = layout.d_stride;
   const float score_scale = 1.0f / std::sqrt(static_cast<float>(d / p.heads));
   auto reduce = [&](int64_t at, int64_t rows, int64_t columns, int64_t row_stride, float factor,
                     const std::vector<int64_t>& shape) {
-    return reduce_partitions(values, sum, partitions, layout.total, at, rows, columns, row_stride, factor, shape);
+    return reduce_partitions(values, sum, partitions, layout.total, at, rows, columns, row_stride,
+                             factor, shape);
   };
   auto square = [&](int64_t at, float factor) { return reduce(at, d, d, stride, factor, {d, d}); };
   auto w1 = [&](int64_t at) { return reduce(at, f, d, stride, 1.0f, {f, d}); };
@@ -382,10 +412,26 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
     return reduce(at, int64_t{p.tasks} * p.behaviors * 4, d, stride, 1.0f, table);
   };
   const int64_t *e = layout.encoder, *t = layout.decoder;
-  return {grad_values,  grad_target,   square(e[0], score_scale), square(e[1], 1.0f), square(e[2], 1.0f),
-          square(e[3], 1.0f), w1(e[4]), b1(e[5]), w2(e[6]), b2(e[7]),
-          square(t[0], score_scale), square(t[1], 1.0f), square(t[2], 1.0f), square(t[3], 1.0f),
-          w1(t[4]), b1(t[5]), w2(t[6]), b2(t[7]), norms(layout.scale), norms(layout.shift)};
+  return {grad_values,
+          grad_target,
+          square(e[0], score_scale),
+          square(e[1], 1.0f),
+          square(e[2], 1.0f),
+          square(e[3], 1.0f),
+          w1(e[4]),
+          b1(e[5]),
+          w2(e[6]),
+          b2(e[7]),
+          square(t[0], score_scale),
+          square(t[1], 1.0f),
+          square(t[2], 1.0f),
+          square(t[3], 1.0f),
+          w1(t[4]),
+          b1(t[5]),
+          w2(t[6]),
+          b2(t[7]),
+          norms(layout.scale),
+          norms(layout.shift)};
 }
 
 }  // namespace

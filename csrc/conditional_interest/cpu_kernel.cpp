@@ -47,7 +47,8 @@ int64_t query_size(const Problem& p) {
       p, [&](auto stride) { return p.candidates * p.heads * int64_t{decltype(stride)::value}; });
 }
 
-void queries(const Problem& p, const float* packed, int64_t begin, int64_t end, float* to, float* scratch) {
+void queries(const Problem& p, const float* packed, int64_t begin, int64_t end, float* to,
+             float* scratch) {
   with_stride(p, [&](auto stride) {
     constexpr int D = decltype(stride)::value;
     const Packed<D> view = unpacked_view<D>(p, packed);
@@ -57,8 +58,8 @@ void queries(const Problem& p, const float* packed, int64_t begin, int64_t end, 
     for (int64_t at = begin; at < end; at += kTailRows) {
       const int rows = end - at < kTailRows ? static_cast<int>(end - at) : kTailRows;
       for (int i = 0; i < rows; ++i)
-        load_row(p.target.data, p.candidate_list[at + i] * p.target.row_stride, p.target.column_stride, p.bf16,
-                 s.width, item + int64_t{i} * D);
+        load_row(p.target.data, p.candidate_list[at + i] * p.target.row_stride,
+                 p.target.column_stride, p.bf16, s.width, item + int64_t{i} * D);
       absorbed_queries<D>(view, s, item, rows, q, to + at * s.heads * D);
     }
   });
@@ -74,14 +75,15 @@ int64_t forward_scratch(const Problem& p) {
   });
 }
 
-void forward(const Problem& p, const float* packed, const float* queries, int behavior, int64_t user_begin,
-             int64_t user_end, int64_t first, int64_t last, const ForwardOutputs& out, float* memory) {
+void forward(const Problem& p, const float* packed, const float* queries, int behavior,
+             int64_t user_begin, int64_t user_end, int64_t first, int64_t last,
+             const ForwardOutputs& out, float* memory) {
   with_stride(p, [&](auto stride) {
     constexpr int D = decltype(stride)::value;
     ForwardScratch<D> scratch;
     scratch.layout(memory, p);
-    forward_range<D>(p, unpacked_view<D>(p, packed), queries, behavior, user_begin, user_end, first, last,
-                     out, scratch);
+    forward_range<D>(p, unpacked_view<D>(p, packed), queries, behavior, user_begin, user_end, first,
+                     last, out, scratch);
   });
 }
 
@@ -96,9 +98,9 @@ int64_t backward_scratch(const Problem& p, int64_t batch_candidates, int64_t ran
   });
 }
 
-void backward(const Problem& p, const float* packed, const float* queries, int64_t user_begin, int64_t user_end,
-              int64_t batch_candidates, int64_t range_candidates, const BackwardIO& io, float* gradients,
-              float* memory) {
+void backward(const Problem& p, const float* packed, const float* queries, int64_t user_begin,
+              int64_t user_end, int64_t batch_candidates, int64_t range_candidates,
+              const BackwardIO& io, float* gradients, float* memory) {
   with_stride(p, [&](auto stride) {
     constexpr int D = decltype(stride)::value;
     BackwardScratch<D> scratch;
@@ -111,8 +113,9 @@ void backward(const Problem& p, const float* packed, const float* queries, int64
 }  // namespace
 
 const conditional_interest::Kernel& conditional_interest_kernel() {
-  static const conditional_interest::Kernel table{packed_size, pack,    query_size,  queries,          forward_scratch,
-                                                  forward,     grad_layout, backward_scratch, backward};
+  static const conditional_interest::Kernel table{
+      packed_size, pack,        query_size,       queries, forward_scratch,
+      forward,     grad_layout, backward_scratch, backward};
   return table;
 }
 

@@ -1,5 +1,6 @@
-// The decoder after pooling: value and output projection, residual with the target item, conditional
-// norm, FFN, conditional norm (DTRN Eq. 7-8). One (task, pair) per lane: column = task * P + pair.
+// The decoder after pooling: value and output projection, residual with the target item,
+// conditional norm, FFN, conditional norm (DTRN Eq. 7-8). One (task, pair) per lane: column = task
+// * P + pair.
 #pragma once
 
 #include "attention_pool.h"
@@ -9,7 +10,8 @@ namespace mtlfast {
 namespace MTLFAST_ISA {
 
 constexpr int kTailRows = 128;
-constexpr int64_t kTailStride = kTailRows + kLanes;  // not a power of two: columns spread over the cache
+constexpr int64_t kTailStride =
+    kTailRows + kLanes;  // not a power of two: columns spread over the cache
 
 template <int D>
 struct TailColumns {
@@ -39,11 +41,11 @@ struct TailColumns {
   }
 };
 
-// pooled <- G1 * pooled + Bt1 for the pairs with tokens (already G1-free sums of normalized rows), zero
-// for the others: an empty key set attends to nothing, and not to the shift either (spec 4.5).
+// pooled <- G1 * pooled + Bt1 for the pairs with tokens (already G1-free sums of normalized rows),
+// zero for the others: an empty key set attends to nothing, and not to the shift either (spec 4.5).
 template <int D>
-void affine_pooled(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int pairs,
-                   const int* lengths, float* pooled) {
+void affine_pooled(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                   int pairs, const int* lengths, float* pooled) {
   const int64_t rows = static_cast<int64_t>(p.tasks) * pairs;
   for (int h = 0; h < s.heads; ++h)
     for (int t = 0; t < p.tasks; ++t) {
@@ -52,29 +54,31 @@ void affine_pooled(const Problem& p, const Packed<D>& packed, const Shape& s, in
       for (int i = 0; i < pairs; ++i) {
         float* row = pooled + (h * rows + static_cast<int64_t>(t) * pairs + i) * D;
         for (int c = 0; c < s.width.columns; c += kLanes)
-          store(row + c, lengths[i] == 0 ? zero() : load(row + c) * load(scale + c) + load(shift + c));
+          store(row + c,
+                lengths[i] == 0 ? zero() : load(row + c) * load(scale + c) + load(shift + c));
       }
     }
 }
 
-// Each task's columns of src through that task's norm table. Whole vectors are written, so what spills
-// over one task's last column is overwritten by the next task: src and dst must differ.
+// Each task's columns of src through that task's norm table. Whole vectors are written, so what
+// spills over one task's last column is overwritten by the next task: src and dst must differ.
 template <int D>
-void affine_tasks(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int position, int pairs,
-                  const float* src, float* dst, int64_t ld) {
+void affine_tasks(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                  int position, int pairs, const float* src, float* dst, int64_t ld) {
   for (int t = 0; t < p.tasks; ++t)
     affine_columns(src + t * pairs, ld, pairs, s.d, packed.scale_row(p, t, behavior, position),
                    packed.shift_row(p, t, behavior, position), dst + t * pairs, ld);
 }
 
-// From item and, where a pair has tokens, `pooled` or (when that is not given) `head`, the attention
-// output before W^O, to the rows of `out`.
+// From item and, where a pair has tokens, `pooled` or (when that is not given) `head`, the
+// attention output before W^O, to the rows of `out`.
 template <int D>
-void decoder_tail(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int pairs,
-                  bool any_tokens, bool pooled, const TailColumns<D>& a) {
+void decoder_tail(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                  int pairs, bool any_tokens, bool pooled, const TailColumns<D>& a) {
   const int rows = p.tasks * pairs;
   const int64_t ld = a.ld;
-  for (int r = 0; r < pairs; r += kLanes) rows_to_columns<D>(a.item + static_cast<int64_t>(r) * D, s.width, a.items + r, ld);
+  for (int r = 0; r < pairs; r += kLanes)
+    rows_to_columns<D>(a.item + static_cast<int64_t>(r) * D, s.width, a.items + r, ld);
   for (int k = 0; k < s.d; ++k)
     for (int t = 0; t < p.tasks; ++t)
       for (int c = 0; c < pairs; c += kLanes)
@@ -84,8 +88,8 @@ void decoder_tail(const Problem& p, const Packed<D>& packed, const Shape& s, int
       const float* vectors = a.pooled + static_cast<int64_t>(h) * rows * D;
       for (int r = 0; r < rows; r += kLanes)
         rows_to_columns<D>(vectors + static_cast<int64_t>(r) * D, s.width, a.values + r, ld);
-      multiply<D>(packed.dv + static_cast<int64_t>(h) * s.head_dim * D, s.head_dim, s.d, a.values, ld, rows,
-                  a.head + h * s.head_dim * ld, ld);
+      multiply<D>(packed.dv + static_cast<int64_t>(h) * s.head_dim * D, s.head_dim, s.d, a.values,
+                  ld, rows, a.head + h * s.head_dim * ld, ld);
     }
     multiply<D>(packed.dout, s.d, s.d, a.head, ld, rows, a.normalized2, ld, a.normalized2, ld);
   }

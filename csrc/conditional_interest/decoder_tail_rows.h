@@ -11,8 +11,8 @@ namespace MTLFAST_ISA {
 
 template <int D>
 struct TailScratch {
-  float* head;        // [rows][D]
-  float* item;        // [pairs][D]
+  float* head;         // [rows][D]
+  float* item;         // [pairs][D]
   float* normalized2;  // [rows][D]
   float* rstd2;
   float* x3;  // the FFN's input
@@ -39,8 +39,8 @@ struct TailScratch {
 
 // From head and item to normalized3, keeping what the backward needs.
 template <int D>
-void decoder_tail_rows(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int pairs,
-                  const TailScratch<D>& a, int64_t hidden_block_stride) {
+void decoder_tail_rows(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                       int pairs, const TailScratch<D>& a, int64_t hidden_block_stride) {
   const int rows = p.tasks * pairs;
   for (int t = 0; t < p.tasks; ++t)
     std::memcpy(a.normalized2 + static_cast<int64_t>(t) * pairs * D, a.item,

@@ -8,8 +8,8 @@ namespace MTLFAST_ISA {
 
 // x, y: [rows][D]; hidden: [rows][kHidden] scratch, or [blocks][rows_stride][kHidden] when kept.
 template <int D>
-void feed_forward(const PackedFfn<D>& w, const Shape& s, const float* x, int rows, float* y, float* hidden,
-                  int64_t hidden_block_stride) {
+void feed_forward(const PackedFfn<D>& w, const Shape& s, const float* x, int rows, float* y,
+                  float* hidden, int64_t hidden_block_stride) {
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);
     float* h = hidden + block * hidden_block_stride;
@@ -46,9 +46,9 @@ struct FfnGradients {
 // Given dy [rows][D], the kept hidden activations and x: dx = dy + (dy W2 * relu') W1, and the
 // weight gradients. `dh` is scratch of [rows][kHidden]; dx must not alias dy.
 template <int D>
-void feed_forward_backward(const PackedFfn<D>& w, const Shape& s, const float* x, const float* dy, int rows,
-                           const float* hidden, int64_t hidden_block_stride, float* dh, float* dx,
-                           const FfnGradients& grad) {
+void feed_forward_backward(const PackedFfn<D>& w, const Shape& s, const float* x, const float* dy,
+                           int rows, const float* hidden, int64_t hidden_block_stride, float* dh,
+                           float* dx, const FfnGradients& grad) {
   accumulate_rows<D>(dy, nullptr, rows, s.width, grad.b2, nullptr);
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);

@@ -8,9 +8,13 @@ namespace MTLFAST_ISA {
 
 using conditional_interest::ForwardOutputs;
 
-// Tokens of one batch of whole sequences: enough to fill vectors, few enough for the second-level cache.
+// Tokens of one batch of whole sequences: enough to fill vectors, few enough for the second-level
+// cache.
 template <int D>
-constexpr int kTokens = D <= 16 ? 256 : D <= 32 ? 192 : D <= 64 ? 128 : 64;
+constexpr int kTokens = D <= 16   ? 256
+                        : D <= 32 ? 192
+                        : D <= 64 ? 128
+                                  : 64;
 constexpr int kUsers = conditional_interest::kBatchCandidates;  // and at most so many sequences
 
 inline int pairs_per_group(const Problem& p) {
@@ -27,8 +31,8 @@ struct UserBatch {
   int64_t candidates;  // positions [candidate_begin[first], candidate_begin[last])
 };
 
-inline UserBatch next_batch(const Problem& p, int behavior, int64_t user, int64_t end, int most_tokens,
-                            Segment* segments) {
+inline UserBatch next_batch(const Problem& p, int behavior, int64_t user, int64_t end,
+                            int most_tokens, Segment* segments) {
   const int64_t* offsets = p.offsets + behavior * p.users;
   UserBatch b{user, user, offsets[user], 0, 0, 0};
   while (b.last < end && b.last - b.first < kUsers) {
@@ -54,15 +58,15 @@ inline int64_t most_rows(const Problem& p, int tokens) {
 // The next group of candidates of a batch, starting at position `from`: their sequences (empty ones
 // have length 0 in `lengths`) and the pairs with tokens. Returns the number of candidates taken.
 struct Group {
-  int count;           // candidates
-  int num_pairs;       // those with a non-empty sequence
-  int64_t first;       // position of the first candidate
-  bool shared;         // all of one user, who has enough of them for projected keys and values
+  int count;      // candidates
+  int num_pairs;  // those with a non-empty sequence
+  int64_t first;  // position of the first candidate
+  bool shared;    // all of one user, who has enough of them for projected keys and values
 };
 
-inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, int64_t from, int64_t end,
-                        int64_t sharing, int64_t* user, int most, int most_entries, int* lengths, Pair* pairs,
-                        int* slot_of_pair) {
+inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, int64_t from,
+                        int64_t end, int64_t sharing, int64_t* user, int most, int most_entries,
+                        int* lengths, Pair* pairs, int* slot_of_pair) {
   const int64_t* offsets = p.offsets + behavior * p.users;
   Group g{0, 0, from, false};
   int entries = 0;
@@ -98,7 +102,7 @@ struct GroupScratch {
   int *lengths, *slot_of_pair;
   Pair* pairs;
   ScoreMap map;
-  float* scores;  // [heads][entries]
+  float *scores, *weights;  // [heads][entries]
   int64_t score_stride;
 
   void layout(Arena& a, const Problem& p) {
@@ -106,10 +110,12 @@ struct GroupScratch {
     const int64_t entries = p.longest > kEntries ? p.longest : kEntries;
     lengths = reinterpret_cast<int*>(a.take(most));
     slot_of_pair = reinterpret_cast<int*>(a.take(most));
-    pairs = reinterpret_cast<Pair*>(a.take(static_cast<int64_t>(most) * (sizeof(Pair) / sizeof(float))));
+    pairs = reinterpret_cast<Pair*>(
+        a.take(static_cast<int64_t>(most) * (sizeof(Pair) / sizeof(float))));
     map.layout(a, entries);
     score_stride = (entries + kLanes + 15) / 16 * 16;
     scores = a.take(p.heads * score_stride);
+    weights = a.take(p.heads * score_stride);
   }
 };
 
@@ -127,7 +133,7 @@ struct ForwardScratch {
   float* saved_rows;                // [tokens][D]
   float *keys, *values;             // [T][tokens][D] of the user that shares them
   int64_t projected_user;
-  float* item_queries;              // [columns][ld of the tail]
+  float* item_queries;  // [columns][ld of the tail]
   AttentionColumns<D> attention;
   TailColumns<D> tail;
   GroupScratch group;
@@ -165,7 +171,8 @@ struct ForwardScratch {
 
 // The batch's tokens as columns, with zeros behind the last one.
 template <int D>
-void load_columns(const Problem& p, const Shape& s, int64_t first, int count, float* rows, float* dst, int64_t ld) {
+void load_columns(const Problem& p, const Shape& s, int64_t first, int count, float* rows,
+                  float* dst, int64_t ld) {
   for (int r = 0; r < count; r += kLanes) {
     const int valid = count - r < kLanes ? count - r : kLanes;
     load_rows<D>(p.values, p.bf16, first + r, valid, s.width, rows);
@@ -176,14 +183,15 @@ void load_columns(const Problem& p, const Shape& s, int64_t first, int count, fl
 
 // Step 3 for one task: affine, FFN, residual, normalization of every token; encoded as rows.
 template <int D>
-void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task, int count,
-                 const ForwardScratch<D>& a, float* encoded) {
+void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task,
+                 int count, const ForwardScratch<D>& a, float* encoded) {
   const float* scale = packed.scale_row(p, task, behavior, 0);
   const float* shift = packed.shift_row(p, task, behavior, 0);
   for (int c = 0; c < count; c += kBlock) {
     const int n = count - c < kBlock ? count - c : kBlock;
     affine_columns(a.normalized0 + c, a.ld, n, s.d, scale, shift, a.encoder_in, kBlock);
-    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, a.encoder_out, kBlock, a.hidden);
+    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, a.encoder_out, kBlock,
+                            a.hidden);
     normalize_columns(a.encoder_out, kBlock, n, s.d, p.eps, nullptr);
     columns_to_rows<D>(a.encoder_out, kBlock, n, s.width, encoded + static_cast<int64_t>(c) * D);
   }
@@ -191,8 +199,8 @@ void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int 
 
 // Candidate queries absorbed into the key projection: queries[position][head] = W_K^T (e W_Q)_head.
 template <int D>
-void absorbed_queries(const Packed<D>& packed, const Shape& s, const float* item, int rows, float* q,
-                      float* queries) {
+void absorbed_queries(const Packed<D>& packed, const Shape& s, const float* item, int rows,
+                      float* q, float* queries) {
   project<D>(item, packed.dq_t, rows, s, q);
   for (int h = 0; h < s.heads; ++h) {
     GemmTile g{};
@@ -206,7 +214,8 @@ void absorbed_queries(const Packed<D>& packed, const Shape& s, const float* item
   }
 }
 
-// Step 4 for one group of candidates: scores, softmax and pooling of every task, into the tail's rows.
+// Step 4 for one group of candidates: scores, softmax and pooling of every task, into the tail's
+// rows.
 template <int D>
 void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, const Group& g,
             const float* queries, const ForwardScratch<D>& a) {
@@ -215,14 +224,17 @@ void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behav
   const int rows = p.tasks * g.count;
   for (int t = 0; t < p.tasks; ++t) {
     const float* encoded = a.encoded + static_cast<int64_t>(t) * a.rows * D;
-    scaled_vectors<D>(gs.pairs, g.num_pairs, s, packed.scale_row(p, t, behavior, 1), queries, a.vectors);
+    scaled_vectors<D>(gs.pairs, g.num_pairs, s, packed.scale_row(p, t, behavior, 1), queries,
+                      a.vectors);
     score_dots<D>(gs.map, encoded, a.vectors, s, gs.scores, gs.score_stride);
-    softmax_pairs(gs.pairs, g.num_pairs, s.heads, gs.scores, gs.score_stride);
-    pool_pairs<D>(gs.pairs, g.num_pairs, s, encoded, gs.scores, gs.score_stride, a.pooled_pairs, head_stride);
+    softmax_pairs(gs.pairs, g.num_pairs, s.heads, gs.scores, gs.score_stride, gs.weights);
+    pool_pairs<D>(gs.pairs, g.num_pairs, s, encoded, gs.weights, gs.score_stride, a.pooled_pairs,
+                  head_stride);
     for (int h = 0; h < s.heads; ++h)
       for (int i = 0; i < g.num_pairs; ++i)
-        copy_floats(a.tail.pooled + (static_cast<int64_t>(h) * rows + t * g.count + gs.slot_of_pair[i]) * D,
-                    a.pooled_pairs + h * head_stride + static_cast<int64_t>(i) * D, s.width.columns);
+        copy_floats(
+            a.tail.pooled + (static_cast<int64_t>(h) * rows + t * g.count + gs.slot_of_pair[i]) * D,
+            a.pooled_pairs + h * head_stride + static_cast<int64_t>(i) * D, s.width.columns);
   }
   affine_pooled<D>(p, packed, s, behavior, g.count, gs.lengths, a.tail.pooled);
 }
@@ -230,8 +242,8 @@ void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behav
 // Step 4 where many candidates share one sequence: its keys and values are projected once per task,
 // and every lane is one candidate.
 template <int D>
-void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int64_t user,
-                   const Group& g, ForwardScratch<D>& a) {
+void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
+                   int64_t user, const Group& g, ForwardScratch<D>& a) {
   const Pair& first = a.group.pairs[0];
   const int length = first.length;
   const int64_t stride = static_cast<int64_t>(length) * D;
@@ -248,15 +260,19 @@ void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, in
   }
   const int64_t ld_items = round_up_lanes(g.count) + kLanes;
   for (int r = 0; r < g.count; r += kLanes)
-    rows_to_columns<D>(a.tail.item + static_cast<int64_t>(r) * D, s.width, a.tail.items + r, a.tail.ld);
+    rows_to_columns<D>(a.tail.item + static_cast<int64_t>(r) * D, s.width, a.tail.items + r,
+                       a.tail.ld);
   multiply<D>(packed.dq, s.d, s.d, a.tail.items, a.tail.ld, g.count, a.item_queries, ld_items);
   for (int t = 0; t < p.tasks; ++t)
     for (int block = 0; block < g.count; block += kQueries) {
       const int count = g.count - block < kQueries ? g.count - block : kQueries;
       for (int h = 0; h < s.heads; ++h) {
         multiply<D>(a.keys + t * stride + h * s.head_dim, length, s.head_dim,
-                    a.item_queries + h * s.head_dim * ld_items + block, ld_items, count, a.attention.scores, kQueries);
-        softmax_columns(a.attention.scores, length, (count + kLanes - 1) / kLanes);
+                    a.item_queries + h * s.head_dim * ld_items + block, ld_items, count,
+                    a.attention.scores, kQueries);
+        Vec inverse[kQueries / kLanes];
+        const int vectors = (count + kLanes - 1) / kLanes;
+        exponential_columns(a.attention.scores, length, vectors, inverse);
         GemmTile v{};  // the spill behind the last candidate is overwritten by the next task
         v.a = a.values + t * stride + h * s.head_dim;
         v.lda = D;
@@ -266,19 +282,21 @@ void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, in
         v.ldc = a.tail.ld;
         v.k = length;
         gemm<kTransposed>(s.head_dim, count, v);
+        scale_columns(v.c, v.ldc, s.head_dim, vectors, inverse);
       }
     }
 }
 
 template <int D>
 void forward_range(const Problem& p, const Packed<D>& packed, const float* queries, int behavior,
-                   int64_t user_begin, int64_t user_end, int64_t first_position, int64_t last_position,
-                   const ForwardOutputs& out, ForwardScratch<D>& a) {
+                   int64_t user_begin, int64_t user_end, int64_t first_position,
+                   int64_t last_position, const ForwardOutputs& out, ForwardScratch<D>& a) {
   const Shape s(p);
   const int64_t sharing = sharing_threshold(p);
   const int most = pairs_per_group(p);
   const int most_entries = p.longest > kEntries ? p.longest : kEntries;
-  fill_zero(a.encoder_out, static_cast<int64_t>(s.width.columns) * kBlock);  // padding features stay zero
+  fill_zero(a.encoder_out,
+            static_cast<int64_t>(s.width.columns) * kBlock);  // padding features stay zero
   for (int64_t user = user_begin; user < user_end;) {
     const UserBatch batch = next_batch(p, behavior, user, user_end, kTokens<D>, a.segments);
     user = batch.last;
@@ -287,8 +305,8 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
     const int64_t to = end < last_position ? end : last_position;
     if (batch.rows > 0 && (from < to || out.normalized != nullptr)) {
       load_columns<D>(p, s, batch.first_row, batch.rows, a.x_rows, a.x, a.ld);
-      self_attention<D>(packed, s, a.attention, a.x, a.ld, batch.rows, a.segments, batch.num_segments, p.eps,
-                        a.normalized0, a.rstd0);
+      self_attention<D>(packed, s, a.attention, a.x, a.ld, batch.rows, a.segments,
+                        batch.num_segments, p.eps, a.normalized0, a.rstd0);
       if (out.normalized != nullptr) {
         columns_to_rows<D>(a.normalized0, a.ld, batch.rows, s.width, a.saved_rows);
         for (int r = 0; r < batch.rows; ++r)
@@ -297,18 +315,20 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
         copy_floats(out.rstd + batch.first_row, a.rstd0, batch.rows);
       }
       for (int t = 0; t < p.tasks; ++t)
-        encode_task<D>(p, packed, s, behavior, t, batch.rows, a, a.encoded + static_cast<int64_t>(t) * a.rows * D);
+        encode_task<D>(p, packed, s, behavior, t, batch.rows, a,
+                       a.encoded + static_cast<int64_t>(t) * a.rows * D);
     }
     int64_t at_user = batch.first;
     a.projected_user = -1;
     for (int64_t position = from; position < to;) {
       GroupScratch& gs = a.group;
-      const Group g = next_group(p, behavior, batch, position, to, sharing, &at_user, most, most_entries, gs.lengths,
-                                 gs.pairs, gs.slot_of_pair);
+      const Group g = next_group(p, behavior, batch, position, to, sharing, &at_user, most,
+                                 most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
       position += g.count;
       for (int i = 0; i < g.count; ++i)
-        load_row(p.target.data, p.candidate_list[g.first + i] * p.target.row_stride, p.target.column_stride,
-                 p.bf16, s.width, a.tail.item + static_cast<int64_t>(i) * D);
+        load_row(p.target.data, p.candidate_list[g.first + i] * p.target.row_stride,
+                 p.target.column_stride, p.bf16, s.width,
+                 a.tail.item + static_cast<int64_t>(i) * D);
       if (g.num_pairs > 0 && g.shared) {
         attend_shared<D>(p, packed, s, behavior, at_user, g, a);
       } else if (g.num_pairs > 0) {
@@ -318,11 +338,13 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
         fill_zero(a.tail.head, s.width.columns * a.tail.ld);
       }
       decoder_tail<D>(p, packed, s, behavior, g.count, g.num_pairs > 0, !g.shared, a.tail);
-      if (out.head != nullptr) columns_to_rows<D>(a.tail.head, a.tail.ld, p.tasks * g.count, s.width, a.saved_rows);
+      if (out.head != nullptr)
+        columns_to_rows<D>(a.tail.head, a.tail.ld, p.tasks * g.count, s.width, a.saved_rows);
       for (int t = 0; t < p.tasks; ++t)
         for (int i = 0; i < g.count; ++i) {
           const int64_t from = (static_cast<int64_t>(t) * g.count + i) * D;
-          const int64_t to = ((p.candidate_list[g.first + i] * p.tasks + t) * p.behaviors + behavior) * s.d;
+          const int64_t to =
+              ((p.candidate_list[g.first + i] * p.tasks + t) * p.behaviors + behavior) * s.d;
           store_row(a.tail.out + from, s.width, p.bf16, out.out, to);
           if (out.head != nullptr) store_row(a.saved_rows + from, s.width, false, out.head, to);
         }

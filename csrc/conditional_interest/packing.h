@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "../common/gemm_bf16.h"
 #include "rows.h"
 
 namespace mtlfast {
@@ -43,6 +44,7 @@ struct Shape {
   int blocks;  // of kHidden
   int window;  // widest head window
   float score_scale;
+  bool bf16;
   explicit Shape(const Problem& p)
       : width{p.d, round_up_lanes(p.d)},
         d(p.d),
@@ -51,7 +53,8 @@ struct Shape {
         head_dim(p.d / p.heads),
         blocks((p.ffn + kHidden - 1) / kHidden),
         window(widest_window(p.d / p.heads, round_up_lanes(p.d))),
-        score_scale(1.0f / __builtin_sqrtf(static_cast<float>(p.d / p.heads))) {}
+        score_scale(1.0f / __builtin_sqrtf(static_cast<float>(p.d / p.heads))),
+        bf16(p.bf16) {}
   int hidden_in(int block) const {
     const int left = ffn - block * kHidden;
     return left < kHidden ? left : kHidden;
@@ -60,12 +63,14 @@ struct Shape {
 
 template <int D>
 struct PackedFfn {
-  float* w1;    // [blocks * kHidden][D]
-  float* b1;    // [blocks * kHidden]
-  float* w2;    // [blocks][d][kHidden]
-  float* b2;    // [D]
-  float* w1_t;  // [blocks][d][kHidden]         (backward)
-  float* w2_t;  // [blocks * kHidden][D]        (backward)
+  float* w1;           // [blocks * kHidden][D]
+  float* b1;           // [blocks * kHidden]
+  float* w2;           // [blocks][d][kHidden]
+  float* b2;           // [D]
+  float* w1_t;         // [blocks][d][kHidden]         (backward)
+  float* w2_t;         // [blocks * kHidden][D]        (backward)
+  uint32_t* w1_pairs;  // [blocks * kHidden][D / 2] bfloat16 pairs, for bfloat16 activations
+  uint32_t* w2_pairs;  // [blocks][d][kHidden / 2]
 
   void layout(Arena& a, const Shape& s) {
     const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
@@ -75,6 +80,8 @@ struct PackedFfn {
     b2 = a.take(D);
     w1 = a.take(hidden * D);
     w2 = a.take(hidden * s.d);
+    w1_pairs = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * D / 2 : 0));
+    w2_pairs = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * s.d / 2 : 0));
   }
 
   void fill(const Transformer& t, const Shape& s, bool for_backward) const {
@@ -88,8 +95,16 @@ struct PackedFfn {
     for (int j = 0; j < s.ffn; ++j) copy_floats(w1 + int64_t{j} * D, t.w1 + int64_t{j} * s.d, s.d);
     for (int i = 0; i < s.d; ++i)
       for (int block = 0; block < s.blocks; ++block)
-        copy_floats(w2 + (int64_t{block} * s.d + i) * kHidden, t.w2 + int64_t{i} * s.ffn + block * kHidden,
-                    s.hidden_in(block));
+        copy_floats(w2 + (int64_t{block} * s.d + i) * kHidden,
+                    t.w2 + int64_t{i} * s.ffn + block * kHidden, s.hidden_in(block));
+#ifdef MTLFAST_BF16_PRODUCTS
+    if (s.bf16) {
+      for (int64_t i = 0; i < hidden * D / 2; ++i)
+        w1_pairs[i] = bf16_pair(w1[2 * i], w1[2 * i + 1]);
+      for (int64_t i = 0; i < hidden * s.d / 2; ++i)
+        w2_pairs[i] = bf16_pair(w2[2 * i], w2[2 * i + 1]);
+    }
+#endif
     if (!for_backward) return;
     fill_zero(w1_t, hidden * s.d);
     fill_zero(w2_t, hidden * D);
@@ -130,14 +145,17 @@ inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
 }
 
 // From this many candidates of one user on, projecting the user's keys and values once is cheaper
-// than absorbing the projections into every candidate: 2 d^2 multiply-adds per token and task against
-// 2 (h - 1) d more per token, task and candidate, and the horizontal sums of the absorbed form.
+// than absorbing the projections into every candidate: 2 d^2 multiply-adds per token and task
+// against 2 (h - 1) d more per token, task and candidate, and the horizontal sums of the absorbed
+// form.
 inline int64_t sharing_threshold(const Problem& p) {
   const int64_t d = p.d, absorbed = (p.heads - 1) * d + 64;
   const int64_t threshold = d * d / absorbed + 1;
   return threshold < 8 ? 8 : threshold;
 }
-inline bool shares_users(const Problem& p) { return p.busiest >= sharing_threshold(p); }
+inline bool shares_users(const Problem& p) {
+  return p.busiest >= sharing_threshold(p);
+}
 
 template <int D>
 struct Packed {
@@ -155,7 +173,8 @@ struct Packed {
     Arena a{base};
     const int64_t square = static_cast<int64_t>(s.d) * D;
     const int64_t windows = static_cast<int64_t>(s.heads) * s.d * s.window;
-    for (float** m : {&eq, &ek, &ev, &eo, &dq, &dk, &dv, &dout, &dq_t, &dk_t, &dv_t, &eq_t, &ek_t, &ev_t, &do_t})
+    for (float** m : {&eq, &ek, &ev, &eo, &dq, &dk, &dv, &dout, &dq_t, &dk_t, &dv_t, &eq_t, &ek_t,
+                      &ev_t, &do_t})
       *m = a.take(square);
     dv_heads = a.take(windows);
     dk_heads = a.take(windows);

@@ -1,4 +1,5 @@
-// What cpu.cpp (torch side) and the per-ISA kernels say to each other. Plain pointers and sizes only.
+// What cpu.cpp (torch side) and the per-ISA kernels say to each other. Plain pointers and sizes
+// only.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +28,8 @@ struct Problem {
   int d;
   int ffn;
   int heads;
-  int longest;       // the longest sequence of this batch
-  int64_t busiest;   // the most candidates that one user serves
+  int longest;      // the longest sequence of this batch
+  int64_t busiest;  // the most candidates that one user serves
   float eps;
   bool bf16;  // dtype of values, target, out and their gradients
 
@@ -88,8 +89,8 @@ struct Kernel {
   // One behavior of users [user_begin, user_end), for the candidates at positions [first, last) of
   // candidate_list among theirs.
   void (*forward)(const Problem&, const float* packed, const float* queries, int behavior,
-                  int64_t user_begin, int64_t user_end, int64_t first, int64_t last, const ForwardOutputs&,
-                  float* scratch);
+                  int64_t user_begin, int64_t user_end, int64_t first, int64_t last,
+                  const ForwardOutputs&, float* scratch);
 
   GradLayout (*grad_layout)(const Problem&);
   // `batch_candidates`: at least kBatchCandidates and the most that one user serves;
@@ -97,14 +98,14 @@ struct Kernel {
   int64_t (*backward_scratch)(const Problem&, int64_t batch_candidates, int64_t range_candidates);
   // All behaviors of users [user_begin, user_end); sums into one partition's gradients.
   void (*backward)(const Problem&, const float* packed, const float* queries, int64_t user_begin,
-                   int64_t user_end, int64_t batch_candidates, int64_t range_candidates, const BackwardIO&,
-                   float* gradients, float* scratch);
+                   int64_t user_end, int64_t batch_candidates, int64_t range_candidates,
+                   const BackwardIO&, float* gradients, float* scratch);
 };
 
 // True when the padded kernels cover these widths.
 inline bool supported(int64_t d, int64_t ffn, int64_t heads) {
-  return d >= 8 && d <= 256 && d % 8 == 0 && ffn >= 8 && ffn <= 1024 && ffn % 8 == 0 && heads >= 1 &&
-         d % heads == 0;
+  return d >= 8 && d <= 256 && d % 8 == 0 && ffn >= 8 && ffn <= 1024 && ffn % 8 == 0 &&
+         heads >= 1 && d % heads == 0;
 }
 
 }  // namespace conditional_interest

@@ -30,7 +30,8 @@ MTLFAST_INLINE float element(const void* data, int64_t index, bool bf16) {
 }
 
 // One strided row of float32 or bfloat16 to float32, zero padded.
-inline void load_row(const void* data, int64_t start, int64_t stride, bool bf16, Width w, float* dst) {
+inline void load_row(const void* data, int64_t start, int64_t stride, bool bf16, Width w,
+                     float* dst) {
   if (!bf16 && stride == 1) {
     const float* src = static_cast<const float*>(data) + start;
     int c = 0;
@@ -66,14 +67,17 @@ void load_rows(const conditional_interest::Matrix& m, bool bf16, int64_t first, 
     load_row(m.data, (first + r) * m.row_stride, m.column_stride, bf16, w, dst + r * D);
 }
 
-inline void fill_zero(float* p, int64_t n) { std::memset(p, 0, sizeof(float) * static_cast<size_t>(n)); }
+inline void fill_zero(float* p, int64_t n) {
+  std::memset(p, 0, sizeof(float) * static_cast<size_t>(n));
+}
 inline void copy_floats(float* to, const float* from, int64_t n) {
   std::memcpy(to, from, sizeof(float) * static_cast<size_t>(n));
 }
 
 // dst[r] = scale * src[r] + shift, one table row for all rows.
 template <int D>
-void affine_rows(const float* src, int rows, Width w, const float* scale, const float* shift, float* dst) {
+void affine_rows(const float* src, int rows, Width w, const float* scale, const float* shift,
+                 float* dst) {
   for (int c = 0; c < w.columns; c += kLanes) {
     const Vec g = load(scale + c), b = load(shift + c);
     for (int r = 0; r < rows; ++r) store(dst + r * D + c, load(src + r * D + c) * g + b);
@@ -115,7 +119,8 @@ void normalize_rows(float* x, int rows, Width w, float eps, float* rstd) {
     for (int i = 0; i < count; ++i) {
       float* row = x + (r0 + i) * D;
       const Vec m = broadcast(mean[i]), scale = broadcast(rstd[r0 + i]);
-      for (int c = 0; c < w.columns - kLanes; c += kLanes) store(row + c, (load(row + c) - m) * scale);
+      for (int c = 0; c < w.columns - kLanes; c += kLanes)
+        store(row + c, (load(row + c) - m) * scale);
       Vec y = (load(row + w.columns - kLanes) - m) * scale;
       if (w.padded()) y = select_first(tail, y, zero());
       store(row + w.columns - kLanes, y);
@@ -126,7 +131,8 @@ void normalize_rows(float* x, int rows, Width w, float eps, float* rstd) {
 // Layer-norm backward without the affine part, in place on the gradient of the normalized rows:
 // g[r] = rstd * (g - mean(g) - normalized * mean(g * normalized)).
 template <int D>
-void normalize_rows_backward(float* g, const float* normalized, int rows, Width w, const float* rstd) {
+void normalize_rows_backward(float* g, const float* normalized, int rows, Width w,
+                             const float* rstd) {
   const Vec inverse_d = broadcast(1.0f / static_cast<float>(w.d));
   const int tail = w.d - (w.columns - kLanes);
   for (int r0 = 0; r0 < rows; r0 += kLanes) {
@@ -158,9 +164,11 @@ void normalize_rows_backward(float* g, const float* normalized, int rows, Width 
   }
 }
 
-// sum[c] += sum over rows of g[r][c]; and, when `x` is given, product[c] += sum of g[r][c] * x[r][c].
+// sum[c] += sum over rows of g[r][c]; and, when `x` is given, product[c] += sum of g[r][c] *
+// x[r][c].
 template <int D>
-void accumulate_rows(const float* g, const float* x, int rows, Width w, float* sum, float* product) {
+void accumulate_rows(const float* g, const float* x, int rows, Width w, float* sum,
+                     float* product) {
   for (int c = 0; c < w.columns; c += kLanes) {
     Vec s = zero(), p = zero();
     for (int r = 0; r < rows; ++r) {

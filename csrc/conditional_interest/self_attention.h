@@ -12,8 +12,9 @@ namespace MTLFAST_ISA {
 
 constexpr int kQueries = 64;  // queries of one score block; its rows have this stride
 
-// Softmax down the columns of scores [length][kQueries], the first `vectors` vectors of each row.
-inline void softmax_columns(float* scores, int length, int vectors) {
+// Down the columns of scores [length][kQueries], the first `vectors` vectors of each row: exp(x -
+// max) in place, and the inverse of each column's sum.
+inline void exponential_columns(float* scores, int length, int vectors, Vec* inverse) {
   for (int v = 0; v < vectors; ++v) {
     float* column = scores + v * kLanes;
     Vec largest = load(column);
@@ -27,14 +28,19 @@ inline void softmax_columns(float* scores, int length, int vectors) {
       store(column + j * kQueries, e);
       sum += e;
     }
-    const Vec inverse = broadcast(1.0f) / sum;
-    for (int j = 0; j < length; ++j) store(column + j * kQueries, load(column + j * kQueries) * inverse);
+    inverse[v] = broadcast(1.0f) / sum;
   }
+}
+
+inline void scale_columns(float* x, int64_t ld, int rows, int vectors, const Vec* factor) {
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v)
+      store(x + r * ld + v * kLanes, load(x + r * ld + v * kLanes) * factor[v]);
 }
 
 template <int D>
 struct AttentionColumns {
-  float *q, *k, *o;  // [columns][ld]
+  float *q, *k, *o;   // [columns][ld]
   float *v, *v_rows;  // [columns][ld], [tokens][D]
   float* scores;      // [longest][kQueries]
 
@@ -52,12 +58,13 @@ struct AttentionColumns {
 
 // normalized = (u - mean) * rstd with u = x + MHSA(x), over n tokens. x, normalized: [columns][ld].
 template <int D>
-void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColumns<D>& a, const float* x,
-                    int64_t ld, int n, const Segment* segments, int num_segments, float eps, float* normalized,
-                    float* rstd) {
+void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColumns<D>& a,
+                    const float* x, int64_t ld, int n, const Segment* segments, int num_segments,
+                    float eps, float* normalized, float* rstd) {
   multiply<D>(packed.ev, s.d, s.d, x, ld, n, a.v, ld);
   int longest = 0;
-  for (int i = 0; i < num_segments; ++i) longest = segments[i].length > longest ? segments[i].length : longest;
+  for (int i = 0; i < num_segments; ++i)
+    longest = segments[i].length > longest ? segments[i].length : longest;
   const float* o = a.v;  // a single key has the attention weight 1
   if (longest > 1) {
     o = a.o;
@@ -84,7 +91,8 @@ void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColu
           g.ldc = kQueries;
           g.k = s.head_dim;
           gemm<kTransposed>(seg.length, count, g);
-          softmax_columns(a.scores, seg.length, vectors);
+          Vec inverse[kQueries / kLanes];
+          exponential_columns(a.scores, seg.length, vectors, inverse);
           // Whole vectors are stored: what falls behind this block belongs to later queries, which
           // are written after it.
           GemmTile v{};
@@ -96,6 +104,7 @@ void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColu
           v.ldc = ld;
           v.k = seg.length;
           gemm<kTransposed>(s.head_dim, count, v);
+          scale_columns(v.c, ld, s.head_dim, vectors, inverse);
         }
       }
     }

@@ -10,10 +10,10 @@ namespace MTLFAST_ISA {
 
 template <int D>
 struct AttentionScratch {
-  float *q, *k, *v, *o;           // [rows][D]
-  float* q_t;                     // [d][rows]
-  float *scores, *masked;         // [longest][kQueries], [rows][D]
-  float *d_o, *d_o_t;             // gradient of o and its transpose
+  float *q, *k, *v, *o;    // [rows][D]
+  float* q_t;              // [d][rows]
+  float *scores, *masked;  // [longest][kQueries], [rows][D]
+  float *d_o, *d_o_t;      // gradient of o and its transpose
   float *dq, *dk, *dv, *d_scores;
   float *masked_k, *masked_q, *masked_o;
 
@@ -42,7 +42,8 @@ struct AttentionScratch {
 
 // dW[out][D] += g^T x
 template <int D>
-void accumulate_weight(const float* g, const float* x, int rows, int out, const Shape& s, float* dw) {
+void accumulate_weight(const float* g, const float* x, int rows, int out, const Shape& s,
+                       float* dw) {
   GemmTile t{};
   t.a = g;
   t.lda = D;
@@ -65,13 +66,14 @@ void transpose_rows(const float* src, int rows, Width w, float* dst, int64_t ld)
         transpose_block(src + static_cast<int64_t>(r) * D + c, D, dst + c * ld + r, ld);
       } else {
         for (int j = c; j < w.d; ++j)
-          for (int i = 0; i < kLanes; ++i) dst[j * ld + r + i] = src[static_cast<int64_t>(r + i) * D + j];
+          for (int i = 0; i < kLanes; ++i)
+            dst[j * ld + r + i] = src[static_cast<int64_t>(r + i) * D + j];
       }
     }
 }
 
-// The columns of one head inside its window, zeros beside them; the matrix itself when the window is
-// exactly the head. Products with it then touch no other head's columns.
+// The columns of one head inside its window, zeros beside them; the matrix itself when the window
+// is exactly the head. Products with it then touch no other head's columns.
 template <int D>
 const float* only_head(const float* src, int rows, const HeadWindow& w, float* masked) {
   if (w.exact()) return src + w.start;
@@ -86,10 +88,11 @@ const float* only_head(const float* src, int rows, const HeadWindow& w, float* m
   return masked;
 }
 
-// scores[key][query] of one head for queries [first, first + count) of a segment, after the softmax.
+// scores[key][query] of one head for queries [first, first + count) of a segment, after the
+// softmax.
 template <int D>
-void attention_weights(const AttentionScratch<D>& a, const Segment& seg, int head_first, int head_dim, int first,
-                       int count, int64_t ld) {
+void attention_weights(const AttentionScratch<D>& a, const Segment& seg, int head_first,
+                       int head_dim, int first, int count, int64_t ld) {
   GemmTile s{};
   s.a = a.k + static_cast<int64_t>(seg.begin) * D + head_first;
   s.b = a.q_t + head_first * ld + seg.begin + first;
@@ -98,7 +101,10 @@ void attention_weights(const AttentionScratch<D>& a, const Segment& seg, int hea
   s.ldc = kQueries;
   s.k = head_dim;
   gemm<D>(seg.length, count, s);
-  softmax_columns(a.scores, seg.length, (count + kLanes - 1) / kLanes);
+  Vec inverse[kQueries / kLanes];
+  const int vectors = (count + kLanes - 1) / kLanes;
+  exponential_columns(a.scores, seg.length, vectors, inverse);
+  scale_columns(a.scores, kQueries, seg.length, vectors, inverse);
 }
 
 // Gradients of the four square weights; q's is with respect to the scaled weight.
@@ -115,7 +121,8 @@ void self_attention_backward(const Packed<D>& packed, const Shape& s, const Atte
   project<D>(x, packed.ev_t, rows, s, a.v);
   project<D>(du, packed.eo, rows, s, a.d_o);
   int longest = 0;
-  for (int i = 0; i < num_segments; ++i) longest = segments[i].length > longest ? segments[i].length : longest;
+  for (int i = 0; i < num_segments; ++i)
+    longest = segments[i].length > longest ? segments[i].length : longest;
   if (longest <= 1) {
     accumulate_weight<D>(du, a.v, rows, s.d, s, grad.o);
     accumulate_weight<D>(a.d_o, x, rows, s.d, s, grad.v);
