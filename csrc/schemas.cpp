@@ -34,4 +34,17 @@ STABLE_TORCH_LIBRARY(mtlfast, m) {
       "Tensor scale, Tensor shift, int num_heads, float eps, "
       "Tensor normalized, Tensor rstd, Tensor head) "
       "-> (Tensor, Tensor, " MTLFAST_TENSORS_16 ", Tensor, Tensor)");
+
+  // -> out [..., d] of `dtype`, mean [...], rstd [...] of every row of x + residual
+  m.def(
+      "conditional_layer_norm_forward("
+      "Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, ScalarType dtype, "
+      "bool save_for_backward) -> (Tensor, Tensor, Tensor)");
+  // -> gradients of x, scale, shift, residual
+  m.def(
+      "conditional_layer_norm_backward("
+      "Tensor grad_out, Tensor x, Tensor scale, Tensor shift, Tensor? residual, "
+      "Tensor mean, Tensor rstd, "
+      "bool need_x, bool need_scale, bool need_shift, bool need_residual) "
+      "-> (" MTLFAST_TENSORS_4 ")");
 }

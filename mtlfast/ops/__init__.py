@@ -3,6 +3,7 @@
 from ..reference import ConditionalTransformerWeights, TransformerWeights
 from ._backend import Explanation, checks, explain
 from .conditional_interest import conditional_interest
+from .conditional_layer_norm import conditional_layer_norm
 
 __all__ = [
     "ConditionalTransformerWeights",
@@ -10,5 +11,6 @@ __all__ = [
     "TransformerWeights",
     "checks",
     "conditional_interest",
+    "conditional_layer_norm",
     "explain",
 ]

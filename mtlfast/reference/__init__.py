@@ -8,5 +8,11 @@ from .conditional_interest import (
     TransformerWeights,
     conditional_interest,
 )
+from .conditional_layer_norm import conditional_layer_norm
 
-__all__ = ["ConditionalTransformerWeights", "TransformerWeights", "conditional_interest"]
+__all__ = [
+    "ConditionalTransformerWeights",
+    "TransformerWeights",
+    "conditional_interest",
+    "conditional_layer_norm",
+]

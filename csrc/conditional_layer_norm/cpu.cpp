@@ -1,0 +1,541 @@
+// The torch side of conditional_layer_norm: shapes and strides to the three loop indices of
+// problem.h, and the split of the work over threads.
+//
+// Work is cut into chunks whose number depends on the shapes alone, and every sum has a fixed
+// order; threads only choose who computes a chunk. Results have the same bits for any number of
+// threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../common/isa.h"
+#include "problem.h"
+
+namespace mtlfast {
+
+MTLFAST_FOR_EACH_ISA(MTLFAST_DECLARE_CONDITIONAL_LAYER_NORM)
+
+namespace {
+
+using namespace conditional_layer_norm;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+constexpr int64_t kChunkRows = 512;        // rows of output per chunk, at least
+constexpr int64_t kRowsPerPartial = 8;     // rows of output per row of partial sums, at least
+constexpr int64_t kMaxChunks = 1024;       // bounds the memory of the partial sums
+constexpr int64_t kGrainElements = 16384;  // elements that are worth waking a thread
+constexpr int64_t kEnoughMajor = 64;       // a dimension this long gives every thread work
+
+std::string text(const Shape& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); ++i) s += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+Shape shape_of(const Tensor& t) {
+  return Shape(t.sizes().begin(), t.sizes().end());
+}
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::runtime_error("mtlfast: " + message);
+}
+
+Kind kind_of(const char* argument, ScalarType type) {
+  if (type == ScalarType::Float) return Kind::float32;
+  if (type == ScalarType::BFloat16) return Kind::bfloat16;
+  require(type == ScalarType::Half,
+          std::string(argument) + ": expected float32, bfloat16 or float16");
+  return Kind::float16;
+}
+
+// ---- shapes
+// ---------------------------------------------------------------------------------------
+
+// Leading dimensions (all but the last) of tensors, aligned on the right as numpy broadcasts them.
+Shape broadcast_leading(const Shape& a, const Shape& b, const char* argument) {
+  const size_t rank = std::max(a.size(), b.size());
+  Shape result(rank, 1);
+  for (size_t i = 0; i < rank; ++i) {
+    const int64_t na = i + a.size() >= rank ? a[i + a.size() - rank] : 1;
+    const int64_t nb = i + b.size() >= rank ? b[i + b.size() - rank] : 1;
+    require(na == nb || na == 1 || nb == 1, std::string(argument) + ": shape " + text(b) +
+                                                " does not broadcast against " + text(a));
+    result[i] = na == 1 ? nb : na;
+  }
+  return result;
+}
+
+Shape leading(const Tensor& t) {
+  Shape s = shape_of(t);
+  s.pop_back();
+  return s;
+}
+
+Shape with_last(Shape s, int64_t d) {
+  s.push_back(d);
+  return s;
+}
+
+Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  return strides;
+}
+
+int64_t product(const Shape& s) {
+  int64_t n = 1;
+  for (const int64_t size : s) n *= size;
+  return n;
+}
+
+// A tensor whose last dimension has unit stride. Where that needs a copy, dimensions that are
+// themselves broadcast (stride 0, as in the gradient of a sum) are not blown up.
+Tensor unit_last_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.stride(last) == 1 || t.size(last) == 1) return t;
+  Tensor core = t;
+  for (int64_t i = 0; i < last; ++i)
+    if (t.stride(i) == 0 && t.size(i) > 1) core = torch::stable::narrow(core, i, 0, 1);
+  return torch::stable::contiguous(core);
+}
+
+// ---- the three indices
+// ----------------------------------------------------------------------------
+
+// What the loops run over: one entry per operand, in elements per step of one dimension.
+enum Operand {
+  kX,
+  kResidual,
+  kScale,
+  kShift,
+  kStatistics,
+  kOut,
+  kGradX,
+  kGradResidual,
+  kGradScale,
+  kGradShift,
+  kOperands
+};
+
+struct Dimension {
+  int64_t size = 1;
+  int64_t stride[kOperands] = {};
+  bool varies_u() const { return stride[kStatistics] != 0; }
+};
+
+class Loops {
+ public:
+  explicit Loops(const Shape& shape) : shape_(shape), dims_(shape.size()) {
+    for (size_t i = 0; i < shape.size(); ++i) dims_[i].size = shape[i];
+  }
+
+  // `sizes` and `strides` of the leading dimensions, aligned on the right.
+  void add(Operand operand, const Shape& sizes, const Shape& strides) {
+    const size_t skip = dims_.size() - sizes.size();
+    for (size_t i = 0; i < sizes.size(); ++i)
+      dims_[skip + i].stride[operand] = sizes[i] == 1 ? 0 : strides[i];
+  }
+
+  void add(Operand operand, const Tensor& t) {
+    Shape sizes = leading(t), strides(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) strides[i] = t.stride(static_cast<int64_t>(i));
+    add(operand, sizes, strides);
+  }
+
+  void add_contiguous(Operand operand, const Shape& leading_sizes, int64_t row) {
+    Shape strides = contiguous_strides(leading_sizes);
+    for (int64_t& s : strides) s *= row;
+    add(operand, leading_sizes, strides);
+  }
+
+  // Drops dimensions of size 1, merges neighbours that are one for every operand, and sorts the
+  // rest into major, minor and shared.
+  void finish() {
+    merge();
+    choose_major();
+    for (const Dimension& dim : minor_) minor_size *= dim.size;
+    for (const Dimension& dim : shared_) shared_size *= dim.size;
+    for (int o = 0; o < kOperands; ++o) {
+      by_minor[o] = table(minor_, minor_size, [o](const Dimension& x) { return x.stride[o]; });
+      by_shared[o] = table(shared_, shared_size, [o](const Dimension& x) { return x.stride[o]; });
+    }
+  }
+
+  Rows rows(Operand operand, const void* data, Kind kind) const {
+    Rows r;
+    r.data = const_cast<void*>(data);
+    r.kind = kind;
+    r.step = major.stride[operand];
+    r.by_minor = by_minor[operand].data();
+    r.by_shared = by_shared[operand].data();
+    return r;
+  }
+
+  // How the gradient `operand`, whose contiguous memory is `data`, is summed. `over_shared`: it
+  // gets one row for every k, else one for every (i, j).
+  Gradient gradient(Operand operand, void* data, Kind kind, bool over_shared, int64_t width) {
+    Gradient g;
+    g.rows = rows(operand, data, kind);
+    bool everywhere = major.size == 1 || major.stride[operand] != 0;
+    int64_t present = 1;
+    for (const Dimension& dim : dims_) {
+      if (is_major(dim) || (!over_shared && !dim.varies_u())) continue;
+      if (dim.stride[operand] == 0)
+        everywhere = false;
+      else
+        present *= dim.size;
+    }
+    if (everywhere) {
+      g.sum = Sum::direct;
+      return g;
+    }
+    g.count = present;
+    g.sum = major.size > 1 && major.stride[operand] == 0 ? Sum::per_chunk : Sum::per_major;
+    g.fold_every = kFirstLevel * g.count;
+
+    // Accumulator rows in the order of the tensor itself, without the major dimension.
+    std::vector<Dimension> compact = dims_;
+    std::vector<Dimension> kept;
+    int64_t stride = 1;
+    for (size_t i = compact.size(); i-- > 0;) {
+      Dimension& dim = compact[i];
+      if (is_major(dims_[i]) || dim.stride[operand] == 0) continue;
+      kept.insert(kept.begin(), dim);
+      dim.stride[operand] = stride * width;
+      stride *= dim.size;
+    }
+    std::vector<Dimension> minor, shared;
+    for (size_t i = 0; i < compact.size(); ++i) {
+      if (is_major(dims_[i])) continue;
+      (dims_[i].varies_u() ? minor : shared).push_back(compact[i]);
+    }
+    const auto of = [operand](const Dimension& x) { return x.stride[operand]; };
+    g.rows.by_minor = keep(table(minor, minor_size, of));
+    g.rows.by_shared = keep(table(shared, shared_size, of));
+    g.flush = keep(table(kept, g.count, of));
+    return g;
+  }
+
+  Dimension major;
+  int64_t minor_size = 1;
+  int64_t shared_size = 1;
+  int64_t total() const { return product(shape_); }
+
+ private:
+  bool is_major(const Dimension& dim) const {
+    return has_major_ && &dim - dims_.data() == major_at_;
+  }
+
+  void merge() {
+    std::vector<Dimension> merged;
+    for (const Dimension& dim : dims_) {
+      if (dim.size == 1) continue;
+      bool joins = !merged.empty();
+      for (int o = 0; joins && o < kOperands; ++o)
+        joins = merged.back().stride[o] == dim.stride[o] * dim.size;
+      if (joins) {
+        const int64_t outer = merged.back().size;
+        merged.back() = dim;
+        merged.back().size = outer * dim.size;
+      } else {
+        merged.push_back(dim);
+      }
+    }
+    dims_ = merged;
+  }
+
+  // The outermost dimension that is long enough, for the sake of locality; else the longest.
+  void choose_major() {
+    for (size_t i = 0; i < dims_.size(); ++i) {
+      if (!dims_[i].varies_u()) continue;
+      if (has_major_ && dims_[i].size <= major.size) continue;
+      has_major_ = true;
+      major_at_ = static_cast<int64_t>(i);
+      major = dims_[i];
+      if (major.size >= kEnoughMajor) break;
+    }
+    for (const Dimension& dim : dims_)
+      if (!is_major(dim)) (dim.varies_u() ? minor_ : shared_).push_back(dim);
+  }
+
+  // The offset of every index of the flattened `dims`, the last one fastest.
+  template <class Stride>
+  static Shape table(const std::vector<Dimension>& dims, int64_t count, Stride stride) {
+    Shape offsets(1, 0);
+    offsets.reserve(static_cast<size_t>(count));
+    for (const Dimension& dim : dims) {
+      Shape next;
+      next.reserve(static_cast<size_t>(count));
+      for (const int64_t offset : offsets)
+        for (int64_t i = 0; i < dim.size; ++i) next.push_back(offset + i * stride(dim));
+      offsets.swap(next);
+    }
+    return offsets;
+  }
+
+  const int64_t* keep(Shape&& values) {
+    kept_.push_back(std::make_unique<Shape>(std::move(values)));
+    return kept_.back()->data();
+  }
+
+  Shape shape_;
+  std::vector<Dimension> dims_, minor_, shared_;
+  bool has_major_ = false;
+  int64_t major_at_ = 0;
+  Shape by_minor[kOperands], by_shared[kOperands];
+  std::vector<std::unique_ptr<Shape>> kept_;
+};
+
+// ---- inputs
+// ---------------------------------------------------------------------------------------
+
+struct Inputs {
+  Tensor x, scale, shift;
+  std::optional<Tensor> residual;
+  int64_t d;
+  Shape u, out;  // leading dimensions
+};
+
+// Scale or shift. A table that serves many rows is converted once instead of for every row.
+Tensor parameter(const Tensor& t, const Inputs& in) {
+  const Tensor rows = unit_last_stride(t);
+  if (t.scalar_type() == ScalarType::Float || product(leading(t)) * 4 > product(in.out))
+    return rows;
+  return torch::stable::to(rows, ScalarType::Float);
+}
+
+Inputs check(const Tensor& x, const Tensor& scale, const Tensor& shift,
+             const std::optional<Tensor>& residual) {
+  const auto last = [](const char* name, const Tensor& t) {
+    require(t.dim() >= 1, std::string(name) + ": expected at least one dimension, found none");
+    kind_of(name, t.scalar_type());
+    return t.size(t.dim() - 1);
+  };
+  Inputs in{x, scale, shift, residual, last("x", x), leading(x), {}};
+  require(in.d >= 1, "x: expected a last dimension of at least 1, found 0");
+  const auto same = [&](const char* name, const Tensor& t) {
+    const int64_t d = last(name, t);
+    require(d == in.d, std::string(name) + ": expected last dimension " + std::to_string(in.d) +
+                           ", found " + std::to_string(d));
+  };
+  same("scale", scale);
+  same("shift", shift);
+  if (residual) {
+    same("residual", *residual);
+    in.u = broadcast_leading(in.u, leading(*residual), "residual");
+  }
+  in.out = broadcast_leading(in.u, leading(scale), "scale");
+  in.out = broadcast_leading(in.out, leading(shift), "shift");
+
+  in.x = unit_last_stride(x);
+  in.scale = parameter(scale, in);
+  in.shift = parameter(shift, in);
+  if (residual) in.residual = unit_last_stride(*residual);
+  return in;
+}
+
+void add_inputs(Loops& loops, const Inputs& in) {
+  loops.add(kX, in.x);
+  loops.add(kScale, in.scale);
+  loops.add(kShift, in.shift);
+  if (in.residual) loops.add(kResidual, *in.residual);
+  loops.add_contiguous(kStatistics, in.u, 1);
+}
+
+Problem problem(const Loops& loops, const Inputs& in, double eps) {
+  Problem p;
+  p.minor = loops.minor_size;
+  p.shared = loops.shared_size;
+  p.d = in.d;
+  p.width = (in.d + kWidth - 1) / kWidth * kWidth;
+  p.eps = static_cast<float>(eps);
+  const auto input = [&](Operand operand, const Tensor& t) {
+    return loops.rows(operand, t.const_data_ptr(), kind_of("x", t.scalar_type()));
+  };
+  p.x = input(kX, in.x);
+  p.scale = input(kScale, in.scale);
+  p.shift = input(kShift, in.shift);
+  if (in.residual) p.residual = input(kResidual, *in.residual);
+  p.statistics = loops.rows(kStatistics, nullptr, Kind::float32);
+  return p;
+}
+
+bool all_float32(const Problem& p, std::initializer_list<Kind> others) {
+  bool all = p.x.kind == Kind::float32 && p.scale.kind == Kind::float32;
+  if (p.residual.data != nullptr) all = all && p.residual.kind == Kind::float32;
+  for (const Kind kind : others) all = all && kind == Kind::float32;
+  return all;
+}
+
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats)
+      : memory_(new float[static_cast<size_t>(std::max<int64_t>(floats, 1)) + 16]) {}
+  float* get() const {
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<float*>((address + 63) / 64 * 64);
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+};
+
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// ---- the ops
+// --------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
+                                           const Tensor& shift,
+                                           const std::optional<Tensor>& residual, double eps,
+                                           ScalarType dtype, bool save_for_backward) {
+  const Inputs in = check(x, scale, shift, residual);
+  const Kind kind = kind_of("dtype", dtype);
+  Tensor out = torch::stable::new_empty(x, with_last(in.out, in.d), dtype);
+  const Shape saved = save_for_backward ? in.u : Shape{0};
+  Tensor mean = torch::stable::new_empty(x, saved, ScalarType::Float);
+  Tensor rstd = torch::stable::new_empty(x, saved, ScalarType::Float);
+  // With an empty batch of an operand that broadcasts against a real u, the statistics still exist.
+  const bool empty = product(in.out) == 0;
+  if (empty && (!save_for_backward || product(in.u) == 0)) return {out, mean, rstd};
+  if (empty) {
+    torch::stable::zero_(mean);
+    torch::stable::zero_(rstd);
+    return {out, mean, rstd};
+  }
+
+  Loops loops(in.out);
+  add_inputs(loops, in);
+  loops.add_contiguous(kOut, in.out, in.d);
+  loops.finish();
+  Problem p = problem(loops, in, eps);
+  p.all_float32 = all_float32(p, {p.shift.kind, kind});
+  if (save_for_backward) {
+    p.mean = mean.mutable_data_ptr<float>();
+    p.rstd = rstd.mutable_data_ptr<float>();
+  }
+  const Rows rows = loops.rows(kOut, out.mutable_data_ptr(), kind);
+  const auto kernel = MTLFAST_SELECT_ISA(conditional_layer_norm_forward);
+  const int64_t grain = divide_up(kGrainElements, p.minor * p.shared * p.d);
+  torch::stable::parallel_for(0, loops.major.size, grain, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(forward_scratch(p));
+    kernel(p, rows, begin, end, scratch.get());
+  });
+  return {out, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& x,
+                                                    const Tensor& scale, const Tensor& shift,
+                                                    const std::optional<Tensor>& residual,
+                                                    const Tensor& mean, const Tensor& rstd,
+                                                    bool need_x, bool need_scale, bool need_shift,
+                                                    bool need_residual) {
+  const Inputs in = check(x, scale, shift, residual);
+  const Shape out = with_last(in.out, in.d);
+  require(shape_of(grad_out) == out,
+          "grad_out: expected shape " + text(out) + ", found " + text(shape_of(grad_out)));
+  for (const Tensor* t : {&mean, &rstd})
+    require(t->scalar_type() == ScalarType::Float && t->is_contiguous() && shape_of(*t) == in.u,
+            "mean, rstd: expected contiguous float32 of shape " + text(in.u) + ", found shape " +
+                text(shape_of(*t)));
+
+  const bool empty = product(in.out) == 0;
+  const auto result = [&](bool needed, const Tensor& of) {
+    if (!needed) return torch::stable::new_empty(of, {0});
+    return empty ? torch::stable::new_zeros(of, shape_of(of))
+                 : torch::stable::new_empty(of, shape_of(of));
+  };
+  need_residual = need_residual && residual.has_value();
+  Tensor grad_x = result(need_x, x);
+  Tensor grad_scale = result(need_scale, scale);
+  Tensor grad_shift = result(need_shift, shift);
+  Tensor grad_residual = result(need_residual, residual ? *residual : x);
+  if (empty || !(need_x || need_scale || need_shift || need_residual))
+    return {grad_x, grad_scale, grad_shift, grad_residual};
+
+  const Tensor grad = unit_last_stride(grad_out);
+  const Kind grad_kind = kind_of("grad_out", grad.scalar_type());
+  Loops loops(in.out);
+  add_inputs(loops, in);
+  loops.add(kOut, grad);
+  if (need_x) loops.add_contiguous(kGradX, leading(x), in.d);
+  if (need_scale) loops.add_contiguous(kGradScale, leading(scale), in.d);
+  if (need_shift) loops.add_contiguous(kGradShift, leading(shift), in.d);
+  if (need_residual) loops.add_contiguous(kGradResidual, leading(*residual), in.d);
+  loops.finish();
+
+  Backward b;
+  b.problem = problem(loops, in, 0.0);
+  b.problem.mean = const_cast<float*>(mean.const_data_ptr<float>());
+  b.problem.rstd = const_cast<float*>(rstd.const_data_ptr<float>());
+  b.grad_out = loops.rows(kOut, grad.const_data_ptr(), grad_kind);
+  b.problem.all_float32 = all_float32(b.problem, {grad_kind});
+  const int64_t width = b.problem.width;
+
+  int64_t partials_per_chunk = 0, most_sums = 0;
+  const auto gradient = [&](bool needed, Operand operand, Tensor& to, bool over_shared) {
+    Gradient g;
+    if (!needed) return g;
+    const Kind kind = kind_of("gradient", to.scalar_type());
+    g = loops.gradient(operand, to.mutable_data_ptr(), kind, over_shared, width);
+    b.problem.all_float32 =
+        b.problem.all_float32 && (g.sum != Sum::direct || kind == Kind::float32);
+    if (g.sum == Sum::per_chunk) {
+      g.partial = partials_per_chunk;
+      partials_per_chunk += g.count * width;
+      most_sums = std::max(most_sums, g.count);
+    }
+    return g;
+  };
+  b.x = gradient(need_x, kGradX, grad_x, false);
+  b.scale = gradient(need_scale, kGradScale, grad_scale, true);
+  b.shift = gradient(need_shift, kGradShift, grad_shift, true);
+  b.residual = gradient(need_residual, kGradResidual, grad_residual, false);
+
+  const int64_t major = loops.major.size, rows_each = b.problem.minor * b.problem.shared;
+  const int64_t chunk_size =
+      std::max({divide_up(kChunkRows, rows_each), divide_up(major, kMaxChunks),
+                divide_up(kRowsPerPartial * most_sums, rows_each)});
+  const int64_t chunks = divide_up(major, chunk_size);
+  const Scratch partials(chunks * partials_per_chunk);
+  const auto kernel = MTLFAST_SELECT_ISA(conditional_layer_norm_backward);
+  const int64_t grain = divide_up(kGrainElements, chunk_size * rows_each * in.d);
+  torch::stable::parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
+    const Scratch scratch(backward_scratch(b));
+    for (int64_t chunk = first; chunk < last; ++chunk)
+      kernel(b, chunk * chunk_size, std::min(major, (chunk + 1) * chunk_size),
+             partials.get() + chunk * partials_per_chunk, scratch.get());
+  });
+
+  const auto add_partials = MTLFAST_SELECT_ISA(conditional_layer_norm_add_partials);
+  for (const Gradient* g : {&b.x, &b.scale, &b.shift, &b.residual}) {
+    if (g->sum != Sum::per_chunk) continue;
+    const int64_t rows_at_once = divide_up(kGrainElements, chunks * width);
+    torch::stable::parallel_for(0, g->count, rows_at_once, [&](int64_t begin, int64_t end) {
+      add_partials(partials.get() + g->partial, chunks, partials_per_chunk, width, in.d,
+                   g->rows.kind, begin, end, g->rows.data);
+    });
+  }
+  return {grad_x, grad_scale, grad_shift, grad_residual};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mtlfast, CPU, m) {
+  m.impl("conditional_layer_norm_forward", TORCH_BOX(&forward));
+  m.impl("conditional_layer_norm_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace mtlfast

@@ -1,0 +1,489 @@
+// conditional_layer_norm on one CPU thread. DTRN (CIKM 2023) Eq. 6:
+//   u = x + residual,  n = (u - mean) / sqrt(var + eps),  y = scale * n + shift
+#include "../common/half.h"
+#include "../common/isa.h"
+#include "problem.h"
+
+namespace mtlfast {
+MTLFAST_DECLARE_CONDITIONAL_LAYER_NORM(MTLFAST_ISA)
+
+namespace MTLFAST_ISA {
+namespace {
+
+using namespace conditional_layer_norm;
+
+// A whole vector of columns, or the first columns of the last, incomplete one.
+struct Whole {};
+struct First {
+  int count;
+};
+
+MTLFAST_INLINE Vec load_part(const float* p, Whole) {
+  return load(p);
+}
+MTLFAST_INLINE Vec load_part(const float* p, First f) {
+  return load_first(p, f.count);
+}
+MTLFAST_INLINE void store_part(float* p, Vec v, Whole) {
+  store(p, v);
+}
+MTLFAST_INLINE void store_part(float* p, Vec v, First f) {
+  store_first(p, v, f.count);
+}
+MTLFAST_INLINE Vec load_bf16_part(const uint16_t* p, Whole) {
+  return load_bf16(p);
+}
+MTLFAST_INLINE Vec load_bf16_part(const uint16_t* p, First f) {
+  return load_bf16_first(p, f.count);
+}
+MTLFAST_INLINE void store_bf16_part(uint16_t* p, Vec v, Whole) {
+  store_bf16(p, v);
+}
+MTLFAST_INLINE void store_bf16_part(uint16_t* p, Vec v, First f) {
+  store_bf16_first(p, v, f.count);
+}
+MTLFAST_INLINE Vec load_f16_part(const uint16_t* p, Whole) {
+  return load_f16(p);
+}
+MTLFAST_INLINE Vec load_f16_part(const uint16_t* p, First f) {
+  return load_f16_first(p, f.count);
+}
+MTLFAST_INLINE void store_f16_part(uint16_t* p, Vec v, Whole) {
+  store_f16(p, v);
+}
+MTLFAST_INLINE void store_f16_part(uint16_t* p, Vec v, First f) {
+  store_f16_first(p, v, f.count);
+}
+MTLFAST_INLINE Vec zero_outside(Vec v, Whole) {
+  return v;
+}
+MTLFAST_INLINE Vec zero_outside(Vec v, First f) {
+  return select_first(f.count, v, zero());
+}
+
+// The columns of a row. NV vectors when that is known at compile time, any number when NV is 0.
+template <int NV>
+struct Columns {
+  explicit Columns(int64_t) {}
+  template <class Body>
+  MTLFAST_INLINE void each(Body body) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) body(v, Whole{});
+  }
+};
+template <>
+struct Columns<0> {
+  int64_t whole;
+  int tail;
+  explicit Columns(int64_t d) : whole(d / kLanes), tail(static_cast<int>(d % kLanes)) {}
+  template <class Body>
+  MTLFAST_INLINE void each(Body body) const {
+    for (int64_t v = 0; v < whole; ++v) body(v, Whole{});
+    if (tail != 0) body(whole, First{tail});
+  }
+};
+
+// One row in float32: registers where NV is known, else scratch memory.
+template <int NV>
+struct Buffer {
+  Vec v[NV];
+  MTLFAST_INLINE explicit Buffer(float*) {}
+  MTLFAST_INLINE Vec get(int64_t i) const { return v[i]; }
+  MTLFAST_INLINE void put(int64_t i, Vec value) { v[i] = value; }
+};
+template <>
+struct Buffer<0> {
+  float* p;
+  MTLFAST_INLINE explicit Buffer(float* scratch) : p(scratch) {}
+  MTLFAST_INLINE Vec get(int64_t i) const { return load(p + i * kLanes); }
+  MTLFAST_INLINE void put(int64_t i, Vec value) { store(p + i * kLanes, value); }
+};
+
+// use(v, vector v of the row in float32, part). kFloat32 says at compile time that the dtype needs
+// no branch; otherwise there is one per row.
+template <int NV, bool kFloat32, class Use>
+MTLFAST_INLINE void read_row(const Columns<NV>& columns, const Rows& rows, int64_t start, Use use) {
+  if (kFloat32 || rows.kind == Kind::float32) {
+    const float* p = static_cast<const float*>(rows.data) + start;
+    columns.each([&](int64_t v, auto part) { use(v, load_part(p + v * kLanes, part), part); });
+    return;
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(rows.data) + start;
+  if (rows.kind == Kind::bfloat16)
+    columns.each([&](int64_t v, auto part) { use(v, load_bf16_part(p + v * kLanes, part), part); });
+  else
+    columns.each([&](int64_t v, auto part) { use(v, load_f16_part(p + v * kLanes, part), part); });
+}
+
+// Stores value(v) in the row's dtype.
+template <int NV, bool kFloat32, class Value>
+MTLFAST_INLINE void write_row(const Columns<NV>& columns, const Rows& rows, int64_t start,
+                              Value value) {
+  if (kFloat32 || rows.kind == Kind::float32) {
+    float* p = static_cast<float*>(rows.data) + start;
+    columns.each([&](int64_t v, auto part) { store_part(p + v * kLanes, value(v), part); });
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(rows.data) + start;
+  if (rows.kind == Kind::bfloat16)
+    columns.each([&](int64_t v, auto part) { store_bf16_part(p + v * kLanes, value(v), part); });
+  else
+    columns.each([&](int64_t v, auto part) { store_f16_part(p + v * kLanes, value(v), part); });
+}
+
+// Sums the vectors of a row; wide rows in blocks, so that rounding errors stay small.
+template <int NV>
+struct RowSum {
+  Vec block = zero(), total = zero();
+  MTLFAST_INLINE void add(int64_t v, Vec value) {
+    // 0 + value would be an instruction: it is not value for value = -0.
+    block = NV > 0 && v == 0 ? value : block + value;
+    if (NV == 0 && (v & 31) == 31) {
+      total += block;
+      block = zero();
+    }
+  }
+  MTLFAST_INLINE Vec get() const { return NV == 0 ? total + block : block; }
+};
+
+// A row (i, j) of u.
+struct Position {
+  int64_t i, j, minor;
+  MTLFAST_INLINE void next() {
+    if (++j == minor) {
+      j = 0;
+      ++i;
+    }
+  }
+  MTLFAST_INLINE int64_t in(const Rows& r) const { return i * r.step + r.by_minor[j]; }
+};
+
+template <int NV, bool kFloat32>
+MTLFAST_INLINE void load_u(const Columns<NV>& columns, const Rows& x, const Rows& residual,
+                           Position at, Buffer<NV>& u) {
+  read_row<NV, kFloat32>(columns, x, at.in(x), [&](int64_t v, Vec a, auto) { u.put(v, a); });
+  if (residual.data == nullptr) return;
+  read_row<NV, kFloat32>(columns, residual, at.in(residual),
+                         [&](int64_t v, Vec a, auto) { u.put(v, u.get(v) + a); });
+}
+
+// Rows are taken a block at a time, one row per lane wherever there is one number per row: sums
+// over the columns, square roots and divisions are then a few instructions per block.
+template <int NV, bool kFloat32>
+void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, float* scratch) {
+  const Columns<NV> columns(p.d);
+  const int64_t width = p.width, block = block_rows(p.d, kLanes);
+  Buffer<NV> g(scratch), b(scratch + width);
+  float* const rows = scratch + 2 * width;
+  const Vec inverse_d = broadcast(1.0f / static_cast<float>(p.d)), eps = broadcast(p.eps);
+  const Rows x = p.x, residual = p.residual, scale = p.scale, shift = p.shift, out = result;
+  const int64_t shared = p.shared;
+  Vec sums[kLanes] = {}, squares[kLanes] = {};
+  float means[kLanes], rstds[kLanes];
+
+  Position at{begin, 0, p.minor};
+  for (int64_t left = (end - begin) * p.minor; left > 0; left -= block) {
+    const int count = static_cast<int>(left < block ? left : block);
+    Position row = at;
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r, row.next()) {
+      Buffer<NV> u(rows + r * width);
+      load_u<NV, kFloat32>(columns, x, residual, row, u);
+      RowSum<NV> sum;
+      columns.each([&](int64_t v, auto) {
+        sum.add(v, u.get(v));
+        if (NV > 0) store(rows + r * width + v * kLanes, u.get(v));
+      });
+      sums[r] = sum.get();
+    }
+    Vec mean = sum_each(sums) * inverse_d;
+    store(means, mean);
+
+    // Deviations from the rounded mean also tell by how much it is off.
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r) {
+      const float* u = rows + r * width;
+      RowSum<NV> sum, square;
+      columns.each([&](int64_t v, auto part) {
+        const Vec c = zero_outside(load(u + v * kLanes) - broadcast(means[r]), part);
+        sum.add(v, c);
+        square.add(v, c * c);
+      });
+      sums[r] = sum.get();
+      squares[r] = square.get();
+    }
+    const Vec correction = sum_each(sums) * inverse_d;
+    const Vec variance = sum_each(squares) * inverse_d - correction * correction;
+    mean += correction;
+    store(means, mean);
+    store(rstds, broadcast(1.0f) / square_root(relu(variance) + eps));
+
+    row = at;
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r, row.next()) {
+      if (p.mean != nullptr) {
+        p.mean[row.in(p.statistics)] = means[r];
+        p.rstd[row.in(p.statistics)] = rstds[r];
+      }
+      Buffer<NV> n(rows + r * width);
+      columns.each([&](int64_t v, auto) {
+        const Vec u = load(rows + r * width + v * kLanes);
+        n.put(v, (u - broadcast(means[r])) * broadcast(rstds[r]));
+      });
+      const int64_t scale_at = row.in(scale), shift_at = row.in(shift), out_at = row.in(out);
+      for (int64_t k = 0; k < shared; ++k) {
+        read_row<NV, kFloat32>(columns, scale, scale_at + scale.by_shared[k],
+                               [&](int64_t v, Vec a, auto) { g.put(v, a); });
+        read_row<NV, kFloat32>(columns, shift, shift_at + shift.by_shared[k],
+                               [&](int64_t v, Vec a, auto) { b.put(v, a); });
+        write_row<NV, kFloat32>(columns, out, out_at + out.by_shared[k],
+                                [&](int64_t v) { return n.get(v) * g.get(v) + b.get(v); });
+      }
+    }
+    at = row;
+  }
+}
+
+// The two levels of accumulators of one gradient.
+struct Sums {
+  const Gradient* gradient;
+  float* recent = nullptr;
+  float* total = nullptr;
+  int64_t floats = 0;
+  int64_t until_fold = 0;
+
+  Sums(const Gradient& g, int64_t width, float* partials, float*& scratch) : gradient(&g) {
+    if (g.sum != Sum::per_major && g.sum != Sum::per_chunk) return;
+    floats = g.count * width;
+    until_fold = g.fold_every;
+    recent = scratch;
+    scratch += floats;
+    if (g.sum == Sum::per_chunk) {
+      total = partials + g.partial;
+    } else {
+      total = scratch;
+      scratch += floats;
+    }
+    clear(recent);
+    clear(total);
+  }
+
+  void clear(float* p) const { std::memset(p, 0, sizeof(float) * static_cast<size_t>(floats)); }
+
+  void fold() {
+    for (int64_t c = 0; c < floats; c += kLanes)
+      store(total + c, load(total + c) + load(recent + c));
+    clear(recent);
+    until_fold = gradient->fold_every;
+  }
+
+  // After each row that was added.
+  MTLFAST_INLINE void added() {
+    if (--until_fold == 0) fold();
+  }
+
+  void end_of_major(int64_t i, int64_t width, int64_t d) {
+    if (gradient->sum != Sum::per_major) return;
+    fold();
+    const Columns<0> columns(d);
+    for (int64_t r = 0; r < gradient->count; ++r) {
+      const float* from = total + r * width;
+      write_row<0, false>(columns, gradient->rows, i * gradient->rows.step + gradient->flush[r],
+                          [&](int64_t v) { return load(from + v * kLanes); });
+    }
+    clear(total);
+  }
+
+  void end_of_chunk() {
+    if (gradient->sum == Sum::per_chunk) fold();
+  }
+};
+
+// Writes one row of a gradient, or adds it to its accumulator. `value(v)` gives its vectors.
+template <int NV, bool kFloat32, class Value>
+MTLFAST_INLINE void emit(const Columns<NV>& columns, const Gradient& g, Sums& sums, int64_t i,
+                         int64_t at, Value value) {
+  if (g.sum == Sum::direct) {
+    write_row<NV, kFloat32>(columns, g.rows, i * g.rows.step + at, value);
+  } else {
+    float* to = sums.recent + at;
+    columns.each(
+        [&](int64_t v, auto) { store(to + v * kLanes, load(to + v * kLanes) + value(v)); });
+    sums.added();
+  }
+}
+
+template <int NV, bool kFloat32>
+void backward(const Backward& problem, int64_t begin, int64_t end, float* partials,
+              float* scratch) {
+  const Problem& p = problem.problem;
+  const Columns<NV> columns(p.d);
+  const int64_t width = p.width, block = block_rows(p.d, kLanes);
+  Buffer<NV> g(scratch), factor(scratch + width), sum(scratch + 2 * width);
+  float* const n_rows = scratch + 3 * width;
+  float* const sum_rows = n_rows + block * width;
+  float* free = sum_rows + block * width;
+  Sums to_x(problem.x, width, partials, free), to_residual(problem.residual, width, partials, free);
+  Sums to_scale(problem.scale, width, partials, free);
+  Sums to_shift(problem.shift, width, partials, free);
+  const Vec inverse_d = broadcast(1.0f / static_cast<float>(p.d));
+  const Rows x = p.x, residual = p.residual, scale = p.scale, grad_out = problem.grad_out;
+  const Gradient d_x = problem.x, d_scale = problem.scale, d_shift = problem.shift;
+  const Gradient d_residual = problem.residual;
+  const bool wants_u = d_x.sum != Sum::none || d_residual.sum != Sum::none;
+  const bool sums_per_major = d_x.sum == Sum::per_major || d_residual.sum == Sum::per_major ||
+                              d_scale.sum == Sum::per_major || d_shift.sum == Sum::per_major;
+  const int64_t shared = p.shared;
+  Vec sums[kLanes] = {}, products[kLanes] = {};
+  float averages[kLanes], slopes[kLanes];
+
+  Position at{begin, 0, p.minor};
+  int64_t left = (end - begin) * p.minor;
+  while (left > 0) {
+    int64_t count = left < block ? left : block;
+    // Sums per major index are complete before the next index begins.
+    if (sums_per_major && count > p.minor - at.j) count = p.minor - at.j;
+    Position row = at;
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r, row.next()) {
+      Buffer<NV> n(n_rows + r * width);
+      float* const total_sum = sum_rows + r * width;
+      const int64_t statistics = row.in(p.statistics);
+      const Vec mean = broadcast(p.mean[statistics]), rstd = broadcast(p.rstd[statistics]);
+      load_u<NV, kFloat32>(columns, x, residual, row, n);
+      columns.each([&](int64_t v, auto part) {
+        n.put(v, zero_outside((n.get(v) - mean) * rstd, part));
+        sum.put(v, zero());
+        store(total_sum + v * kLanes, zero());
+      });
+      const int64_t grad_at = row.in(grad_out), scale_at = row.in(scale);
+      for (int64_t k = 0; k < shared; ++k) {
+        read_row<NV, kFloat32>(columns, grad_out, grad_at + grad_out.by_shared[k],
+                               [&](int64_t v, Vec a, auto) { g.put(v, a); });
+        if (wants_u) {
+          read_row<NV, kFloat32>(columns, scale, scale_at + scale.by_shared[k],
+                                 [&](int64_t v, Vec a, auto) { factor.put(v, a); });
+          columns.each([&](int64_t v, auto) { sum.put(v, sum.get(v) + g.get(v) * factor.get(v)); });
+          if ((k & (kFirstLevel - 1)) == kFirstLevel - 1)
+            columns.each([&](int64_t v, auto) {
+              store(total_sum + v * kLanes, load(total_sum + v * kLanes) + sum.get(v));
+              sum.put(v, zero());
+            });
+        }
+        if (d_scale.sum != Sum::none)
+          emit<NV, kFloat32>(columns, d_scale, to_scale, row.i,
+                             d_scale.rows.by_minor[row.j] + d_scale.rows.by_shared[k],
+                             [&](int64_t v) { return g.get(v) * n.get(v); });
+        if (d_shift.sum != Sum::none)
+          emit<NV, kFloat32>(columns, d_shift, to_shift, row.i,
+                             d_shift.rows.by_minor[row.j] + d_shift.rows.by_shared[k],
+                             [&](int64_t v) { return g.get(v); });
+      }
+      if (!wants_u) continue;
+      RowSum<NV> total, product;
+      columns.each([&](int64_t v, auto) {
+        const Vec a = load(total_sum + v * kLanes) + sum.get(v);
+        total.add(v, a);
+        product.add(v, a * n.get(v));
+        store(total_sum + v * kLanes, a);
+        if (NV > 0) store(n_rows + r * width + v * kLanes, n.get(v));
+      });
+      sums[r] = total.get();
+      products[r] = product.get();
+    }
+
+    if (wants_u) {
+      store(averages, sum_each(sums) * inverse_d);
+      store(slopes, sum_each(products) * inverse_d);
+      row = at;
+#pragma GCC unroll 1
+      for (int r = 0; r < count; ++r, row.next()) {
+        const float* n = n_rows + r * width;
+        const float* sum = sum_rows + r * width;
+        const Vec rstd = broadcast(p.rstd[row.in(p.statistics)]);
+        const Vec average = broadcast(averages[r]), slope = broadcast(slopes[r]);
+        const auto d_u = [&](int64_t v) {
+          return (load(sum + v * kLanes) - average - load(n + v * kLanes) * slope) * rstd;
+        };
+        if (d_x.sum != Sum::none)
+          emit<NV, kFloat32>(columns, d_x, to_x, row.i, d_x.rows.by_minor[row.j], d_u);
+        if (d_residual.sum != Sum::none)
+          emit<NV, kFloat32>(columns, d_residual, to_residual, row.i,
+                             d_residual.rows.by_minor[row.j], d_u);
+      }
+    }
+    if (sums_per_major && row.j == 0) {
+      to_x.end_of_major(at.i, width, p.d);
+      to_scale.end_of_major(at.i, width, p.d);
+      to_shift.end_of_major(at.i, width, p.d);
+      to_residual.end_of_major(at.i, width, p.d);
+    }
+    at = row;
+    left -= count;
+  }
+  to_x.end_of_chunk();
+  to_scale.end_of_chunk();
+  to_shift.end_of_chunk();
+  to_residual.end_of_chunk();
+}
+
+// The number of vectors in a row when there is a kernel for just that number, else 0.
+int fixed_vectors(int64_t d) {
+  if (d % kLanes != 0) return 0;
+  const int64_t vectors = d / kLanes;
+  return vectors <= 4 || vectors == 8 ? static_cast<int>(vectors) : 0;
+}
+
+#define MTLFAST_BY_WIDTH(kernel, d, all_float32, ...)                                    \
+  switch (fixed_vectors(d)) {                                                            \
+    case 1:                                                                              \
+      return all_float32 ? kernel<1, true>(__VA_ARGS__) : kernel<1, false>(__VA_ARGS__); \
+    case 2:                                                                              \
+      return all_float32 ? kernel<2, true>(__VA_ARGS__) : kernel<2, false>(__VA_ARGS__); \
+    case 3:                                                                              \
+      return all_float32 ? kernel<3, true>(__VA_ARGS__) : kernel<3, false>(__VA_ARGS__); \
+    case 4:                                                                              \
+      return all_float32 ? kernel<4, true>(__VA_ARGS__) : kernel<4, false>(__VA_ARGS__); \
+    case 8:                                                                              \
+      return all_float32 ? kernel<8, true>(__VA_ARGS__) : kernel<8, false>(__VA_ARGS__); \
+    default:                                                                             \
+      return all_float32 ? kernel<0, true>(__VA_ARGS__) : kernel<0, false>(__VA_ARGS__); \
+  }
+
+}  // namespace
+
+void conditional_layer_norm_forward(const conditional_layer_norm::Problem& problem,
+                                    const conditional_layer_norm::Rows& out, int64_t begin,
+                                    int64_t end, float* scratch) {
+  MTLFAST_BY_WIDTH(forward, problem.d, problem.all_float32, problem, out, begin, end, scratch)
+}
+
+void conditional_layer_norm_backward(const conditional_layer_norm::Backward& b, int64_t begin,
+                                     int64_t end, float* partials, float* scratch) {
+  MTLFAST_BY_WIDTH(backward, b.problem.d, b.problem.all_float32, b, begin, end, partials, scratch)
+}
+
+void conditional_layer_norm_add_partials(const float* partials, int64_t chunks, int64_t stride,
+                                         int64_t width, int64_t d,
+                                         conditional_layer_norm::Kind kind, int64_t begin,
+                                         int64_t end, void* out) {
+  const Columns<0> columns(d);
+  Rows rows;
+  rows.data = out;
+  rows.kind = kind;
+  for (int64_t r = begin; r < end; ++r)
+    write_row<0, false>(columns, rows, r * d, [&](int64_t v) {
+      const float* column = partials + r * width + v * kLanes;
+      Vec total = zero();
+      for (int64_t first = 0; first < chunks; first += kFirstLevel) {
+        const int64_t last = first + kFirstLevel < chunks ? first + kFirstLevel : chunks;
+        Vec block = zero();
+        for (int64_t c = first; c < last; ++c) block += load(column + c * stride);
+        total += block;
+      }
+      return total;
+    });
+}
+
+}  // namespace MTLFAST_ISA
+}  // namespace mtlfast
