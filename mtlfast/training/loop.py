@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mtlfast.data import Batch, DatasetSpec, DataSource
+from mtlfast.env import env
 from mtlfast.models import task_losses
 from mtlfast.training.checkpoint import (
     CheckpointError,
@@ -338,8 +339,6 @@ class Trainer:
             save_checkpoint(self.run_dir / "checkpoints" / "best.pt", self.state())
 
     def _write_results(self, metrics: Metrics) -> dict[str, Any]:
-        import mtlfast
-
         results = {
             "model": self.config.model,
             "data": self.config.data,
@@ -354,7 +353,7 @@ class Trainer:
             "checkpoint": str(self.run_dir / "checkpoints" / checkpoint_name(self.step)),
             "weights_sha256": weights_digest(self.model),
             "config": self.config.to_dict(),
-            "environment": mtlfast.env().as_dict(),
+            "environment": env().as_dict(),
         }
         write_csv(self.run_dir / "metrics.csv", METRIC_COLUMNS, metrics_rows(metrics))
         write_json(self.run_dir / "results.json", results)
