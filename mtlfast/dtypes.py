@@ -28,7 +28,7 @@ def promoted(tensors: Iterable[Tensor]) -> torch.dtype:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of the active autocast region on this kind of device, or None outside of one."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
 

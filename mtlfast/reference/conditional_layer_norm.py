@@ -1,6 +1,6 @@
 """The definition of ``conditional_layer_norm`` in plain PyTorch.
 
-Source: DTRN (CIKM 2023), Eq. 6: layer norm whose scale and shift depend on the pair (task, behavior).
+Source: DTRN (CIKM 2023), Eq. 6: layer norm with a scale and shift for each pair (task, behavior).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def conditional_layer_norm(
         n = (u - mean(u)) / sqrt(var(u) + eps)
         y = scale * n + shift
 
-    Leading dimensions broadcast as in NumPy; the last one, ``d``, is the same for all. Differentiable
-    any number of times. bfloat16 and float16 are computed in float32 and rounded once, at the end.
+    Leading dimensions broadcast as in NumPy; the last one, ``d``, is the same for all.
+    Differentiable any number of times. bfloat16 and float16 are computed in float32 and rounded
+    once, at the end.
 
     Args:
         x: ``[..., d]``.
@@ -103,13 +104,19 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     rank = max(len(a), len(b))
     shape = []
     for m, n in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
-        # Sizes that are plainly 1 first: a size that is known only at run time is not asked then.
-        if isinstance(m, int) and m == 1:
+        if _holds(m == 1, otherwise=False):
             shape.append(n)
-        elif (isinstance(n, int) and n == 1) or m == n or n == 1:
+        elif _holds(n == 1, otherwise=False) or _holds(m == n, otherwise=True):
             shape.append(m)
-        elif m == 1:
-            shape.append(n)
         else:
             return None
     return tuple(shape)
+
+
+def _holds(condition: bool | torch.SymBool, *, otherwise: bool) -> bool:
+    """``condition``, or ``otherwise`` in a graph that cannot know because it depends on data."""
+    if not torch.compiler.is_compiling() and isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    return guard_or_true(condition) if otherwise else guard_or_false(condition)

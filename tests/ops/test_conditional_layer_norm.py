@@ -66,13 +66,13 @@ def check_tolerance(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(80))
 def test_fuzzed_float32(seed: int) -> None:
     check_tolerance(fuzz(seed))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize(("dtype", "seed"), [*itertools.product(HALF, range(200, 240))])
+@pytest.mark.parametrize(("dtype", "seed"), [*itertools.product(HALF, range(200, 220))])
 def test_fuzzed_half(dtype: torch.dtype, seed: int) -> None:
     check_tolerance(fuzz(seed, dtype))
 
@@ -80,7 +80,7 @@ def test_fuzzed_half(dtype: torch.dtype, seed: int) -> None:
 @pytest.mark.usefixtures("poisoned_memory", "isa")
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_fuzzed_on_every_instruction_set(dtype: torch.dtype) -> None:
-    for seed in range(300, 320):
+    for seed in range(300, 310):
         check_tolerance(fuzz(seed, dtype))
 
 
