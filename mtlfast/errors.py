@@ -6,6 +6,7 @@ Shape and dtype errors are built with :func:`bad`. Data errors (the *values* in 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 import torch
@@ -22,6 +23,8 @@ class TraceTimeError(ValueError, AssertionError):
 
 def bad(argument: str, expected: object, found: object) -> ValueError:
     """The ValueError for one wrong argument; the caller raises it."""
+    if isinstance(found, (int, float, torch.SymInt, torch.SymFloat)):
+        found = number(found)
     text = f"{argument}: expected {expected}, found {found}"
     if torch.compiler.is_dynamo_compiling():
         _raise_at_trace_time(text)
@@ -37,6 +40,29 @@ def _raise_at_trace_time(text: str) -> NoReturn:
 _raise_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def number(value: int | float | torch.SymInt | torch.SymFloat) -> int | float:
+    """``value`` for a text: in a traced graph, what the symbol stands for in this call.
+
+    Only for calls that fail, since a graph is then specialized to the number.
+    """
+    if torch.compiler.is_dynamo_compiling() or isinstance(value, (torch.SymInt, torch.SymFloat)):
+        if isinstance(value, bool):
+            return value
+        from torch.fx.experimental.symbolic_shapes import guard_scalar  # it imports sympy
+
+        return guard_scalar(value)
+    return value
+
+
+def sizes_text(sizes: Iterable[int | str]) -> str:
+    """``[B, 16]``; a letter stands for any size."""
+    return (
+        "["
+        + ", ".join([size if isinstance(size, str) else f"{number(size)}" for size in sizes])
+        + "]"
+    )
+
+
 def describe(value: object) -> str:
     """What an error says of ``value``: dtype, shape and device of a tensor, else its type."""
     if isinstance(value, Tensor):
@@ -46,7 +72,7 @@ def describe(value: object) -> str:
 
 
 def shape_text(value: Tensor) -> str:
-    return "[" + ", ".join([f"{size}" for size in value.shape]) + "]"
+    return sizes_text(value.shape)
 
 
 def require_tensor(argument: str, value: object) -> None:
@@ -75,7 +101,8 @@ def check_offsets(offsets: Tensor, num_values: int, num_behaviors: int, max_len:
         )
     if offsets[-1].item() != num_values:
         raise bad("offsets", f"offsets[-1] == len(values) = {num_values}", offsets[-1].item())
-    lengths = offsets.diff()
+    # In int64: compared with int32, a large max_len would wrap.
+    lengths = offsets.to(torch.int64).diff()
     too_long = lengths > max_len
     if too_long.any():
         at = int(too_long.nonzero()[0].item())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .errors import bad, can_read, check_offsets, describe, require_tensor, shape_text
+from .errors import bad, can_read, check_offsets, describe, number, require_tensor, shape_text
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -52,7 +52,7 @@ class JaggedSequences:
         if (offsets.shape[0] - 1) % num_behaviors != 0:
             raise bad(
                 "offsets",
-                f"shape [M*U+1] with M = num_behaviors = {num_behaviors}",
+                f"shape [M*U+1] with M = num_behaviors = {number(num_behaviors)}",
                 f"shape {shape_text(offsets)}",
             )
         if offsets.device != values.device:
@@ -97,7 +97,9 @@ class JaggedSequences:
             require_tensor(f"padded[{b}]", block)
             if block.dim() < 2 or block.shape[0] != num_users:
                 raise bad(
-                    f"padded[{b}]", f"shape [U = {num_users}, L, ...]", f"shape {shape_text(block)}"
+                    f"padded[{b}]",
+                    f"shape [U = {number(num_users)}, L, ...]",
+                    f"shape {shape_text(block)}",
                 )
             if block.shape[2:] != padded[0].shape[2:] or block.dtype != padded[0].dtype:
                 raise bad(
@@ -237,7 +239,9 @@ class JaggedSequences:
         require_tensor("values", values)
         if values.dim() < 1 or values.shape[0] != self.values.shape[0]:
             raise bad(
-                "values", f"shape [N = {self.values.shape[0]}, ...]", f"shape {shape_text(values)}"
+                "values",
+                f"shape [N = {number(self.values.shape[0])}, ...]",
+                f"shape {shape_text(values)}",
             )
         return JaggedSequences(values, self.offsets, self.num_behaviors, self.max_len)
 
@@ -313,6 +317,8 @@ def _check_count(argument: str, value: object, least: int) -> None:
         raise bad(argument, "an int", type(value).__name__)
     if value < least:
         raise bad(argument, f"at least {least}", value)
+    if value >= 2**63:
+        raise bad(argument, "less than 2**63", value)
 
 
 def _check_lengths(lengths: Tensor) -> None:

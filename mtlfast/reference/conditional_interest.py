@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, relu, softmax
 
 from ..dtypes import activation_and_compute_dtype, require_floating
-from ..errors import bad, check_user_index, describe, require_tensor, shape_text
+from ..errors import bad, check_user_index, describe, number, require_tensor, shape_text, sizes_text
 from ..jagged import JaggedSequences
 
 
@@ -214,7 +214,7 @@ def check_arguments(
     if not isinstance(num_heads, int) or isinstance(num_heads, bool):
         raise bad("num_heads", "an int", type(num_heads).__name__)
     if num_heads < 1 or d % num_heads != 0:
-        raise bad("num_heads", f"a positive divisor of d = {d}", num_heads)
+        raise bad("num_heads", f"a positive divisor of d = {number(d)}", num_heads)
     if not isinstance(eps, (int, float)) or isinstance(eps, bool):
         raise bad("eps", "a float", type(eps).__name__)
     if not 0 <= eps < math.inf:
@@ -224,7 +224,7 @@ def check_arguments(
         if target.shape[0] != sequences.num_users:
             raise bad(
                 "target",
-                f"shape [U = {sequences.num_users}, d] since user_index is None",
+                f"shape [U = {number(sequences.num_users)}, d] since user_index is None",
                 f"shape {shape_text(target)}",
             )
         return
@@ -232,7 +232,11 @@ def check_arguments(
     if user_index.dtype != torch.int64:
         raise bad("user_index", "dtype int64", describe(user_index))
     if user_index.dim() != 1 or user_index.shape[0] != target.shape[0]:
-        raise bad("user_index", f"shape [B = {target.shape[0]}]", f"shape {shape_text(user_index)}")
+        raise bad(
+            "user_index",
+            f"shape [B = {number(target.shape[0])}]",
+            f"shape {shape_text(user_index)}",
+        )
     if user_index.device != device:
         raise bad("user_index", f"device {device} (that of sequences)", user_index.device)
 
@@ -266,8 +270,7 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], device: torc
     else:
         fits = tensor.shape == shape
     if not fits:
-        expected = ", ".join([f"{size}" for size in shape])
-        raise bad(name, f"shape [{expected}]", f"shape {shape_text(tensor)}")
+        raise bad(name, f"shape {sizes_text(shape)}", f"shape {shape_text(tensor)}")
     require_floating(name, tensor)
     if tensor.device != device:
         raise bad(name, f"device {device} (that of sequences)", tensor.device)
