@@ -14,6 +14,7 @@ BACKENDS = (
     "naive",
     "batched",
     "ragged",
+    "ragged_flat",
     "compiled_batched",
     "compiled_ragged",
     "reference",

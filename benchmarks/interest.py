@@ -50,12 +50,21 @@ _BACKENDS = {
     "naive": _Backend(lambda: baselines.naive, pads=True),
     "batched": _Backend(lambda: baselines.batched, pads=True),
     "ragged": _Backend(lambda: baselines.ragged),
+    "ragged_flat": _Backend(lambda: baselines.ragged_flat),
     "compiled_batched": _Backend(baselines.compiled_batched, pads=True, compiles=True),
     "compiled_ragged": _Backend(_compiled_ragged, compiles=True),
     "repeated": _Backend(lambda: baselines.repeated, pads=True),
     "reference": _Backend(lambda: reference.conditional_interest),
 }
-_ALWAYS = ("naive", "batched", "ragged", "compiled_batched", "compiled_ragged", "reference")
+_ALWAYS = (
+    "naive",
+    "batched",
+    "ragged",
+    "ragged_flat",
+    "compiled_batched",
+    "compiled_ragged",
+    "reference",
+)
 
 
 class InterestWorkload:

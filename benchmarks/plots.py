@@ -18,6 +18,7 @@ _COLORS = {
     "batched": "#d1495b",
     "repeated": "#8d3b72",
     "ragged": "#2a6f97",
+    "ragged_flat": "#61a5c2",
     "compiled": "#edae49",
     "compiled_batched": "#edae49",
     "compiled_ragged": "#66a182",

@@ -47,7 +47,7 @@ def _assert_same(name: str, inputs: InterestInputs) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
 
 
-NAMES = ("naive", "batched", "repeated", "ragged")
+NAMES = ("naive", "batched", "repeated", "ragged", "ragged_flat")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .batched import batched, repeated
 from .common import Padded, pad
 from .compiled import compiled_batched, compiled_ragged
+from .flat import ragged_flat
 from .naive import naive
 from .ragged import ragged
 
@@ -20,5 +21,6 @@ __all__ = [
     "naive",
     "pad",
     "ragged",
+    "ragged_flat",
     "repeated",
 ]

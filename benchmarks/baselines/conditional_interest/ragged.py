@@ -21,10 +21,12 @@ from mtlfast.reference import ConditionalTransformerWeights, TransformerWeights
 
 from .common import decoder_tail, feed_forward, normalize, slots
 
-# Floats of one block's hidden layer: 2 MiB, where the best size is flat between 1 and 4 MiB.
-HIDDEN_FLOATS = 1 << 19
-# Up to here two small batched products beat scaled_dot_product_attention's blocks of 32 queries.
-PRODUCTS_UP_TO = 16
+# Floats of one block's hidden layer. Smaller blocks stay in the cache, larger ones need fewer
+# calls, and calls cost more when autograd records them.
+HIDDEN_FLOATS = 1 << 20
+HIDDEN_FLOATS_TRAINING = 1 << 22
+# Up to here two batched products beat scaled_dot_product_attention, which works on blocks of 32.
+PRODUCTS_UP_TO = 32
 
 
 def ragged(
@@ -37,7 +39,7 @@ def ragged(
     num_heads: int,
     eps: float = 1e-5,
     user_index: Tensor | None = None,
-    hidden_floats: int = HIDDEN_FLOATS,
+    hidden_floats: int | None = None,
     block_function: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Every user is encoded once. Arguments and result as in ``conditional_interest``, and:
@@ -47,6 +49,8 @@ def ragged(
         block_function: computes :func:`block` some other way.
     """
     block_function = block_function or block
+    if hidden_floats is None:
+        hidden_floats = HIDDEN_FLOATS_TRAINING if torch.is_grad_enabled() else HIDDEN_FLOATS
     num_tasks, num_behaviors = scale.shape[:2]
     num_users, d = sequences.num_users, target.shape[1]
     d_h = d // num_heads
