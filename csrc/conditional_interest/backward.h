@@ -143,7 +143,7 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
   TailScratch<D>& tail = a.tail;
   const int rows = p.tasks * g.count;
   for (int i = 0; i < g.count; ++i) {
-    const int64_t candidate = p.candidate_list[g.first + i];
+    const int64_t candidate = a.group.candidates[i];
     load_row(p.target.data, candidate * p.target.row_stride, p.target.column_stride, p.bf16,
              s.width, tail.item + static_cast<int64_t>(i) * D);
     for (int t = 0; t < p.tasks; ++t) {
@@ -319,13 +319,13 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       const int64_t batch_position = p.candidate_begin[batch.first];
       int64_t at_user = batch.first;
       for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-        const Group g =
-            next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
-                       &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
+        const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
+                                   kNeverShared, &at_user, most, most_entries, gs.candidates,
+                                   gs.lengths, gs.pairs, gs.slot_of_pair);
         tail_backward<D>(p, packed, s, behavior, g, io, grad, a,
                          a.d_item + (position - first_position) * D,
                          a.d_head + (position - batch_position) * p.tasks * D);
-        position += g.count;
+        position = g.next;
       }
       if (batch.rows == 0) continue;
 
@@ -346,16 +346,16 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
         at_user = batch.first;
         for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-          const Group g =
-              next_group(p, behavior, batch, position, p.candidate_begin[batch.last], kNeverShared,
-                         &at_user, most, most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
+          const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
+                                     kNeverShared, &at_user, most, most_entries, gs.candidates,
+                                     gs.lengths, gs.pairs, gs.slot_of_pair);
           if (g.num_pairs > 0) {
             gs.map.build(gs.pairs, g.num_pairs);
             attention_backward<D>(p, packed, s, behavior, t, g,
                                   a.d_head + (position - batch_position) * p.tasks * D, queries,
                                   first_position, candidates, grad, a);
           }
-          position += g.count;
+          position = g.next;
         }
         normalize_rows_backward<D>(a.d_encoded, a.encoded, rows, s.width, a.rstd1);
         feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden,

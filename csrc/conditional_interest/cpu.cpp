@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -239,6 +240,69 @@ struct Call {
     p.candidate_list = list.data();
   }
 
+  // Where a sequence is empty the interest depends on the item alone: equal items are computed
+  // once. Returns, for every behavior and candidate, the candidate to copy from, or -1.
+  std::vector<int64_t> find_twins(std::vector<uint8_t>* twin) {
+    const Problem& p = problem;
+    std::vector<int64_t> source;
+    const std::vector<int64_t> first = first_equal_items();
+    if (first.empty()) return source;
+    source.assign(static_cast<size_t>(p.behaviors * p.candidates), -1);
+    twin->assign(source.size(), 0);
+    std::vector<int64_t> computed(static_cast<size_t>(p.candidates));
+    bool any = false;
+    for (int64_t b = 0; b < p.behaviors; ++b) {
+      std::fill(computed.begin(), computed.end(), -1);
+      for (int64_t u = 0; u < p.users; ++u) {
+        if (offsets[b * p.users + u + 1] != offsets[b * p.users + u]) continue;
+        for (int64_t at = begin[u]; at < begin[u + 1]; ++at) {
+          const int64_t i = list[at];
+          int64_t& owner = computed[first[i]];
+          if (owner < 0) {
+            owner = i;
+          } else {
+            source[b * p.candidates + i] = owner;
+            (*twin)[b * p.candidates + i] = 1;
+            any = true;
+          }
+        }
+      }
+    }
+    if (!any) return {};
+    problem.twin = twin->data();
+    return source;
+  }
+
+  // For every candidate the first one with the same bits; empty where too few are equal to matter.
+  std::vector<int64_t> first_equal_items() const {
+    const Problem& p = problem;
+    if (p.target.column_stride != 1 || p.candidates < 2) return {};
+    const size_t bytes = static_cast<size_t>(p.d) * (p.bf16 ? 2 : 4);
+    auto row = [&](int64_t i) {
+      return static_cast<const char*>(p.target.data) + i * p.target.row_stride * (p.bf16 ? 2 : 4);
+    };
+    size_t slots = 1;
+    while (slots < 2 * static_cast<size_t>(p.candidates)) slots *= 2;
+    std::vector<int64_t> table(slots, -1), first(static_cast<size_t>(p.candidates));
+    int64_t equal = 0;
+    for (int64_t i = 0; i < p.candidates; ++i) {
+      uint64_t key = 0x9e3779b97f4a7c15ull;
+      for (size_t at = 0; at < bytes; at += 8) {  // d is a multiple of 8
+        uint64_t word;
+        std::memcpy(&word, row(i) + at, 8);
+        key = (key ^ word) * 0xbf58476d1ce4e5b9ull;
+        key ^= key >> 29;
+      }
+      size_t slot = key & (slots - 1);
+      while (table[slot] >= 0 && std::memcmp(row(table[slot]), row(i), bytes) != 0)
+        slot = (slot + 1) & (slots - 1);
+      if (table[slot] < 0) table[slot] = i;
+      first[i] = table[slot];
+      equal += first[i] != i;
+    }
+    return equal * 16 < p.candidates ? std::vector<int64_t>{} : first;
+  }
+
   // Packed weights, then the absorbed queries.
   Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
     const Problem& p = problem;
@@ -258,16 +322,32 @@ struct Call {
   }
 };
 
+void copy_twins(const Problem& p, const std::vector<int64_t>& twin_of, const ForwardOutputs& out) {
+  const size_t bytes = static_cast<size_t>(p.d) * (p.bf16 ? 2 : 4);
+  for (int64_t b = 0; b < p.behaviors; ++b)
+    for (int64_t i = 0; i < p.candidates; ++i) {
+      const int64_t from = twin_of[b * p.candidates + i];
+      if (from < 0) continue;
+      for (int64_t t = 0; t < p.tasks; ++t) {
+        auto row = [&](int64_t candidate) { return (candidate * p.tasks + t) * p.behaviors + b; };
+        auto* rows = static_cast<char*>(out.out);
+        std::memcpy(rows + row(i) * bytes, rows + row(from) * bytes, bytes);
+        if (out.head != nullptr)  // no attention over an empty sequence
+          std::memset(out.head + row(i) * p.d, 0, sizeof(float) * static_cast<size_t>(p.d));
+      }
+    }
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     Tensor values, Tensor offsets, int64_t num_behaviors, int64_t max_len, Tensor target,
     std::optional<Tensor> user_index, Tensor enc_q, Tensor enc_k, Tensor enc_v, Tensor enc_o,
     Tensor enc_w1, Tensor enc_b1, Tensor enc_w2, Tensor enc_b2, Tensor dec_q, Tensor dec_k,
     Tensor dec_v, Tensor dec_o, Tensor dec_w1, Tensor dec_b1, Tensor dec_w2, Tensor dec_b2,
     Tensor scale, Tensor shift, int64_t num_heads, double eps, bool save_for_backward) {
-  const Call call(values, offsets, num_behaviors, max_len, target, user_index,
-                  {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q,
-                   &dec_k, &dec_v, &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
-                  scale, shift, num_heads, eps);
+  Call call(values, offsets, num_behaviors, max_len, target, user_index,
+            {&enc_q, &enc_k, &enc_v, &enc_o, &enc_w1, &enc_b1, &enc_w2, &enc_b2, &dec_q, &dec_k,
+             &dec_v, &dec_o, &dec_w1, &dec_b1, &dec_w2, &dec_b2},
+            scale, shift, num_heads, eps);
   const Problem& p = call.problem;
   const bool save = save_for_backward;
   Tensor out = torch::stable::new_empty(values, {p.candidates, p.tasks, p.behaviors, p.d});
@@ -283,6 +363,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     outputs.rstd = static_cast<float*>(rstd.mutable_data_ptr());
     outputs.head = static_cast<float*>(head.mutable_data_ptr());
   }
+  std::vector<uint8_t> twin;
+  const std::vector<int64_t> twin_of = call.find_twins(&twin);
   float *packed, *queries;
   const Tensor memory = call.prepare(false, values, &packed, &queries);
   constexpr int64_t kUsersPerItem = 64;
@@ -304,6 +386,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
                                       user, std::min(user + kUsersPerItem, p.users), first,
                                       std::min(first + part, p.candidates), outputs, scratch);
                 });
+  if (p.twin != nullptr) copy_twins(p, twin_of, outputs);
   return {out, normalized, rstd, head};
 }
 

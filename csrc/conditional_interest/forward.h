@@ -60,17 +60,18 @@ inline int64_t most_rows(const Problem& p, int tokens) {
 struct Group {
   int count;      // candidates
   int num_pairs;  // those with a non-empty sequence
-  int64_t first;  // position of the first candidate
+  int64_t next;   // position behind the last candidate
   bool shared;    // all of one user, who has enough of them for projected keys and values
 };
 
 inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, int64_t from,
                         int64_t end, int64_t sharing, int64_t* user, int most, int most_entries,
-                        int* lengths, Pair* pairs, int* slot_of_pair) {
+                        int64_t* candidates, int* lengths, Pair* pairs, int* slot_of_pair) {
   const int64_t* offsets = p.offsets + behavior * p.users;
+  const uint8_t* twin = p.twin == nullptr ? nullptr : p.twin + behavior * p.candidates;
   Group g{0, 0, from, false};
   int entries = 0;
-  for (int64_t position = from; position < end && g.count < most; ++position) {
+  for (int64_t position = from; position < end && g.count < most; g.next = ++position) {
     while (position >= p.candidate_begin[*user + 1]) {
       ++*user;
       if (g.shared) return g;
@@ -81,6 +82,9 @@ inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, 
     }
     const int length = static_cast<int>(offsets[*user + 1] - offsets[*user]);
     if (g.count > 0 && !g.shared && entries + length > most_entries) break;
+    const int64_t candidate = p.candidate_list[position];
+    if (twin != nullptr && twin[candidate] != 0) continue;  // copied from its twin afterwards
+    candidates[g.count] = candidate;
     lengths[g.count] = length;
     if (length > 0) {
       slot_of_pair[g.num_pairs] = g.count;
@@ -99,6 +103,7 @@ constexpr int kEntries = 512;  // score entries of one group of pairs, unless on
 constexpr int64_t kNeverShared = int64_t{1} << 62;
 
 struct GroupScratch {
+  int64_t* candidates;
   int *lengths, *slot_of_pair;
   Pair* pairs;
   ScoreMap map;
@@ -108,6 +113,7 @@ struct GroupScratch {
   void layout(Arena& a, const Problem& p) {
     const int most = pairs_per_group(p);
     const int64_t entries = p.longest > kEntries ? p.longest : kEntries;
+    candidates = reinterpret_cast<int64_t*>(a.take(2 * static_cast<int64_t>(most)));
     lengths = reinterpret_cast<int*>(a.take(most));
     slot_of_pair = reinterpret_cast<int*>(a.take(most));
     pairs = reinterpret_cast<Pair*>(
@@ -132,8 +138,8 @@ struct ForwardScratch {
   float* pooled_pairs;              // [heads][pairs][D]
   float* saved_rows;                // [tokens][D]
   float *keys, *values;             // [T][tokens][D] of the user that shares them
-  int64_t projected_user;
-  float* item_queries;  // [columns][ld of the tail]
+  int projected;                    // first row of the sequence that they are of, or -1
+  float* item_queries;              // [columns][ld of the tail]
   AttentionColumns<D> attention;
   TailColumns<D> tail;
   GroupScratch group;
@@ -160,7 +166,7 @@ struct ForwardScratch {
     const int64_t shared = shares_users(p) ? p.tasks * most_rows(p, 1) * D : 0;
     keys = a.take(shared);
     values = a.take(shared);
-    projected_user = -1;
+    projected = -1;
     item_queries = a.take(s.width.columns * (static_cast<int64_t>(most) + 2 * kLanes));
     attention.layout(a, s, rows, ld, p.longest > most ? p.longest : most);
     tail.layout(a, s, most * p.tasks);
@@ -243,12 +249,12 @@ void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behav
 // and every lane is one candidate.
 template <int D>
 void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
-                   int64_t user, const Group& g, ForwardScratch<D>& a) {
+                   const Group& g, ForwardScratch<D>& a) {
   const Pair& first = a.group.pairs[0];
   const int length = first.length;
   const int64_t stride = static_cast<int64_t>(length) * D;
-  if (a.projected_user != user) {
-    a.projected_user = user;
+  if (a.projected != first.begin) {
+    a.projected = first.begin;
     for (int t = 0; t < p.tasks; ++t) {
       float* encoded = a.encoded + (static_cast<int64_t>(t) * a.rows + first.begin) * D;
       float* affine = a.attention.v_rows;  // free once the self-attention is done
@@ -319,18 +325,19 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
                        a.encoded + static_cast<int64_t>(t) * a.rows * D);
     }
     int64_t at_user = batch.first;
-    a.projected_user = -1;
+    a.projected = -1;
     for (int64_t position = from; position < to;) {
       GroupScratch& gs = a.group;
-      const Group g = next_group(p, behavior, batch, position, to, sharing, &at_user, most,
-                                 most_entries, gs.lengths, gs.pairs, gs.slot_of_pair);
-      position += g.count;
+      const Group g =
+          next_group(p, behavior, batch, position, to, sharing, &at_user, most, most_entries,
+                     gs.candidates, gs.lengths, gs.pairs, gs.slot_of_pair);
+      position = g.next;
+      if (g.count == 0) continue;
       for (int i = 0; i < g.count; ++i)
-        load_row(p.target.data, p.candidate_list[g.first + i] * p.target.row_stride,
-                 p.target.column_stride, p.bf16, s.width,
-                 a.tail.item + static_cast<int64_t>(i) * D);
+        load_row(p.target.data, gs.candidates[i] * p.target.row_stride, p.target.column_stride,
+                 p.bf16, s.width, a.tail.item + static_cast<int64_t>(i) * D);
       if (g.num_pairs > 0 && g.shared) {
-        attend_shared<D>(p, packed, s, behavior, at_user, g, a);
+        attend_shared<D>(p, packed, s, behavior, g, a);
       } else if (g.num_pairs > 0) {
         gs.map.build(gs.pairs, g.num_pairs);
         attend<D>(p, packed, s, behavior, g, queries, a);
@@ -343,8 +350,7 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
       for (int t = 0; t < p.tasks; ++t)
         for (int i = 0; i < g.count; ++i) {
           const int64_t from = (static_cast<int64_t>(t) * g.count + i) * D;
-          const int64_t to =
-              ((p.candidate_list[g.first + i] * p.tasks + t) * p.behaviors + behavior) * s.d;
+          const int64_t to = ((gs.candidates[i] * p.tasks + t) * p.behaviors + behavior) * s.d;
           store_row(a.tail.out + from, s.width, p.bf16, out.out, to);
           if (out.head != nullptr) store_row(a.saved_rows + from, s.width, false, out.head, to);
         }

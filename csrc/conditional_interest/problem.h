@@ -38,6 +38,8 @@ struct Problem {
   const int64_t* offsets;          // [M * U + 1], behavior-major
   const int64_t* candidate_begin;  // [U + 1]: user u serves candidate_list[begin[u] : begin[u + 1]]
   const int64_t* candidate_list;   // [B]
+  const uint8_t*
+      twin;  // [M, B], or null: 1 where an equal item with an empty sequence comes earlier
   Transformer encoder, decoder;
   const float* scale;  // [T, M, 4, d] contiguous
   const float* shift;
