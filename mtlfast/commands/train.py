@@ -97,9 +97,11 @@ def _train_new(config: TrainConfig, options: argparse.Namespace) -> int:
 
 def fit_and_report(trainer: Trainer) -> int:
     """Train to the end and print the metrics; after Ctrl-C say how to go on."""
+    from mtlfast.training.allocator import keep_freed_memory
     from mtlfast.training.evaluation import format_metrics
     from mtlfast.training.loop import Interrupted
 
+    keep_freed_memory()
     try:
         results = trainer.fit()
     except (Interrupted, KeyboardInterrupt):

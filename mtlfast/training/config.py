@@ -58,7 +58,10 @@ class TrainConfig:
         default="auto", metadata=_about("what to train", "implementation of the fused ops")
     )
     seed: int = field(
-        default=0, metadata=_about("what to train", "seed of the weights and of dropout")
+        default=0,
+        metadata=_about(
+            "what to train", "of weights and dropout; data have their own (data_options)"
+        ),
     )
 
     batch_size: int = field(default=2048, metadata=_about("how long", "impressions per step"))
