@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .. import _extension
 from .. import reference as _reference
-from ..dtypes import activation_and_compute_dtype
+from ..dtypes import activation_and_compute_dtype, cast
 from ..jagged import JaggedSequences
 from ..reference.conditional_interest import (
     ConditionalTransformerWeights,
     check_arguments,
     check_data,
 )
-from . import _backend, _errors
+from . import _backend, _native
 from ._traced_reference import forward_op as _run_traced_reference
 
 _MAX_D, _MAX_D_F, _MULTIPLE = 256, 1024, 8
@@ -100,17 +100,17 @@ def conditional_interest(
         io = activation if activation == torch.bfloat16 else torch.float32
         compute = torch.float32
     out = op(
-        sequences.values.to(activation).to(io),
+        cast(cast(sequences.values, activation), io),
         sequences.offsets,
         sequences.num_behaviors,
         sequences.max_len,
-        target.to(activation).to(io),
+        cast(cast(target, activation), io),
         user_index,
-        [parameter.to(compute) for parameter in parameters],
+        [cast(parameter, compute) for parameter in parameters],
         num_heads,
         float(eps),
     )
-    return out.to(activation)
+    return cast(out, activation)
 
 
 @_backend.explains("conditional_interest")
@@ -161,10 +161,8 @@ def _choose(
 
 # ---- the C++ op: schema in csrc/schemas.cpp ----
 
-_FORWARD = "mtlfast::conditional_interest_forward"
-_BACKWARD = "mtlfast::conditional_interest_backward"
 _HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    _FORWARD, "CPU"
+    "mtlfast::conditional_interest_forward", "CPU"
 )
 _NUM_PARAMETERS = 18  # 8 encoder weights, 8 decoder weights, scale, shift
 
@@ -184,8 +182,8 @@ def _run_cpu(
     save = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (values, target, *parameters)
     )
-    return _errors.call(
-        torch.ops.mtlfast.conditional_interest_forward.default,
+    assert _cpu is not None  # _choose has seen to that
+    return _cpu(
         values,
         offsets,
         num_behaviors,
@@ -234,7 +232,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.options = (num_behaviors, max_len, num_heads, eps, save)
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(
+    op: Callable[..., Any], ctx: Any, grad_out: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
     num_behaviors, max_len, num_heads, eps, save = ctx.options
     if grad_out is None:
         return (None,) * (6 + _NUM_PARAMETERS + 3)
@@ -242,28 +242,30 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         raise RuntimeError("conditional_interest_forward: no backward with save_for_backward=False")
     values, offsets, target, user_index, *rest = ctx.saved_tensors
     parameters, statistics = rest[:_NUM_PARAMETERS], rest[_NUM_PARAMETERS:]
-    grad_values, grad_target, *grad_parameters = (
-        torch.ops.mtlfast.conditional_interest_backward.default(
-            grad_out,
-            values,
-            offsets,
-            num_behaviors,
-            max_len,
-            target,
-            user_index,
-            *parameters,
-            num_heads,
-            eps,
-            *statistics,
-        )
+    grad_values, grad_target, *grad_parameters = op(
+        grad_out,
+        values,
+        offsets,
+        num_behaviors,
+        max_len,
+        target,
+        user_index,
+        *parameters,
+        num_heads,
+        eps,
+        *statistics,
     )
     return (grad_values, None, None, None, grad_target, None, *grad_parameters, None, None, None)
 
 
-if _HAS_CPU_OP:
-    torch.library.register_fake(_FORWARD, _fake_forward)
-    torch.library.register_fake(_BACKWARD, _fake_backward)
-    torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-    torch.library.register_autograd(_BACKWARD, _errors.first_order_only("conditional_interest"))
-    torch.library.register_vmap(_FORWARD, _errors.no_vmap("conditional_interest"))
-    torch.library.register_vmap(_BACKWARD, _errors.no_vmap("conditional_interest"))
+_cpu = (
+    _native.differentiable(
+        "conditional_interest",
+        fake_forward=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_backward,
+    )
+    if _HAS_CPU_OP
+    else None
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from .. import _extension
 from .. import reference as _reference
 from ..reference.conditional_layer_norm import broadcast, check_arguments, output_dtype
-from . import _backend, _errors
+from . import _backend, _native
 
 
 def conditional_layer_norm(
@@ -64,9 +65,8 @@ def conditional_layer_norm(
         return _reference.conditional_layer_norm(x, scale, shift, residual=residual, eps=eps)
     # Statistics are written only where there will be a backward.
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out, _, _ = torch.ops.mtlfast.conditional_layer_norm_forward.default(
-        x, scale, shift, residual, float(eps), dtype, save
-    )
+    assert _cpu is not None  # _choose has seen to that
+    out, _, _ = _cpu(x, scale, shift, residual, float(eps), dtype, save)
     return out
 
 
@@ -101,10 +101,8 @@ def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str
 
 # ---- the C++ op: schema in csrc/schemas.cpp ----
 
-_FORWARD = "mtlfast::conditional_layer_norm_forward"
-_BACKWARD = "mtlfast::conditional_layer_norm_backward"
 _HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    _FORWARD, "CPU"
+    "mtlfast::conditional_layer_norm_forward", "CPU"
 )
 
 
@@ -156,7 +154,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save = save
 
 
-def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(
+    op: Callable[..., Any], ctx: Any, grad_out: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 7
     if not ctx.save:
@@ -167,7 +167,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     needs_x, needs_scale, needs_shift, needs_residual = needed = ctx.needs_input_grad[:4]
     # Of one shape, x and the residual have one gradient: that of their sum.
     shared = residual is not None and (residual.shape, residual.dtype) == (x.shape, x.dtype)
-    grads = torch.ops.mtlfast.conditional_layer_norm_backward.default(
+    grads = op(
         grad_out,
         x,
         scale,
@@ -186,10 +186,14 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     return (*found, None, None, None)
 
 
-if _HAS_CPU_OP:
-    torch.library.register_fake(_FORWARD, _fake_forward)
-    torch.library.register_fake(_BACKWARD, _fake_backward)
-    torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context)
-    torch.library.register_autograd(_BACKWARD, _errors.first_order_only("conditional_layer_norm"))
-    torch.library.register_vmap(_FORWARD, _errors.no_vmap("conditional_layer_norm"))
-    torch.library.register_vmap(_BACKWARD, _errors.no_vmap("conditional_layer_norm"))
+_cpu = (
+    _native.differentiable(
+        "conditional_layer_norm",
+        fake_forward=_fake_forward,
+        fake_backward=_fake_backward,
+        setup_context=_setup_context,
+        backward=_backward,
+    )
+    if _HAS_CPU_OP
+    else None
+)

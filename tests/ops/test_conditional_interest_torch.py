@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -275,15 +276,38 @@ def test_checkpointing_recomputes() -> None:
     assert torch.equal(found, expected)
 
 
+def test_functorch_grad() -> None:
+    case = make(LENGTHS)
+
+    def run(target: Tensor) -> Tensor:
+        return case.with_tensors(target=target).call(ops.conditional_interest).square().sum()
+
+    target = case.tensors["target"].detach()
+    (expected,) = torch.autograd.grad(run(case.tensors["target"]), case.tensors["target"])
+    assert torch.equal(torch.func.grad(run)(target), expected)
+
+
+def test_eager_calls_equal_the_registered_op() -> None:
+    """Eager calls go around the registered autograd formula, with the same results."""
+    case = make(LENGTHS, num_candidates=7)
+    out = case.call(ops.conditional_interest)
+    registered = torch.ops.mtlfast.conditional_interest_forward(*forward_arguments(case))[0]
+    assert torch.equal(out, registered)
+    expected = case.gradients(registered, torch.ones_like(out))
+    for name, gradient in case.gradients(out, torch.ones_like(out)).items():
+        assert torch.equal(gradient, expected[name]), name
+
+
 def test_nothing_is_saved_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    op = torch.ops.mtlfast.conditional_interest_forward.default
+    door = sys.modules["mtlfast.ops.conditional_interest"]
+    call = door._cpu
 
-    def spy(_: Any, *arguments: Any) -> Any:
+    def spy(*arguments: Any) -> Any:
         seen.append(arguments[-1])
-        return op(*arguments)
+        return call(*arguments)
 
-    monkeypatch.setattr(ops.conditional_interest.__globals__["_errors"], "call", spy)
+    monkeypatch.setattr(door, "_cpu", spy)
     case = make(LENGTHS)
     case.call(ops.conditional_interest)
     with torch.no_grad():

@@ -1,0 +1,109 @@
+"""How a pair of C++ ops becomes one differentiable function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+_PREFIX = "mtlfast: "
+
+
+def differentiable(
+    op: str,
+    *,
+    fake_forward: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Tells torch what it must know of ``mtlfast::<op>_forward`` and ``mtlfast::<op>_backward``.
+
+    Args:
+        op: the stem; the two ops must be loaded.
+        fake_forward, fake_backward: shapes and dtypes of the outputs.
+        setup_context: as ``torch.library.register_autograd`` takes it.
+        backward: likewise, with what runs the backward op as one more argument in front.
+
+    Returns:
+        A function of the forward op's arguments. Wrong data are a ValueError; inside compiled
+        graphs they stay the RuntimeError of the C++ op.
+    """
+    forward_name, backward_name = f"mtlfast::{op}_forward", f"mtlfast::{op}_backward"
+    forward_op = getattr(torch.ops.mtlfast, f"{op}_forward").default
+    backward_op = getattr(torch.ops.mtlfast, f"{op}_backward").default
+    first_order_only, no_vmap = _first_order_only(op), _no_vmap(op)
+
+    torch.library.register_fake(forward_name, fake_forward)
+    torch.library.register_fake(backward_name, fake_backward)
+    torch.library.register_autograd(
+        forward_name, partial(backward, backward_op), setup_context=setup_context
+    )
+    torch.library.register_autograd(backward_name, first_order_only)
+    torch.library.register_vmap(forward_name, no_vmap)
+    torch.library.register_vmap(backward_name, no_vmap)
+
+    # Eager calls take the same formulas through autograd.Function, without the quarter of a
+    # millisecond that register_autograd costs for 27 arguments (it reads the default of each from
+    # the schema), and with torch.func.grad.
+    run_backward = _eager(op, backward_op, lambda ctx, inputs, output: None, first_order_only)
+    run_forward = _eager(op, forward_op, setup_context, partial(backward, run_backward))
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward_op(*inputs)
+        try:
+            return run_forward(*inputs)
+        except RuntimeError as error:
+            _, prefix, text = str(error).partition(_PREFIX)
+            if not prefix:
+                raise
+            raise ValueError(text.partition("\n")[0]) from None
+
+    return call
+
+
+def _eager(
+    name: str,
+    op: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    def forward(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "vmap": staticmethod(_no_vmap(name)),
+    }
+    function: Any = type(f"{name}_eager", (torch.autograd.Function,), members)
+
+    def call(*inputs: Any) -> Any:
+        return function.apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+
+    return call
+
+
+def _first_order_only(op: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{op}: fused backends have first-order gradients only; "
+            "use backend='reference' where a gradient of a gradient is needed"
+        )
+
+    return backward
+
+
+def _no_vmap(op: str) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise NotImplementedError(
+            f"{op}: fused backends cannot run under torch.vmap; the op is batched already, "
+            "or use backend='reference'"
+        )
+
+    return rule
