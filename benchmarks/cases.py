@@ -108,62 +108,67 @@ def serving_case(shape: str, d: int, candidates: int = 512, **others: Any) -> Ca
     return training_case(shape, d, batch=candidates, users=1, **others)
 
 
+# Compiling takes minutes per case, and naive code up to a minute per call: not everywhere.
+_PLAIN = ("fused", "batched", "ragged", "ragged_flat", "reference")
+_EAGER = ("fused", "naive", "batched", "ragged", "ragged_flat", "reference")
+_BF16 = ("fused", "fused_float32", "batched", "ragged", "reference")
+
+
 def full_jobs() -> list[Job]:
     """The grid of ``mtlfast bench``: what must hold first, then bf16, odd shapes, the rest."""
-    jobs = [
-        Job(training_case(shape, d), ("forward", "training"), (2, 1))
-        for d in (32, 16, 64)
-        for shape in SHAPES
-    ]
+    both: tuple[Mode, ...] = ("forward", "training")
+    main = [(shape, d) for d in (32, 16, 64) for shape in SHAPES]
+    jobs = [Job(training_case(*case), both, (2,)) for case in main]
     jobs += [
-        Job(serving_case(shape, d), ("serving",), (2, 1), seconds=6.0)
-        for d in (16, 32, 64)
-        for shape in SHAPES
+        Job(training_case(shape, d), both, (1,), () if d == 32 else _EAGER) for shape, d in main
     ]
+    jobs += [Job(serving_case(*case), ("serving",), (2, 1), seconds=6.0) for case in main]
+    jobs += [Job(training_case(*case, dtype="bfloat16"), both, (2, 1), _BF16) for case in main]
     jobs += [
-        Job(
-            training_case("ecommerce", 32),
-            ("forward", "training"),
-            (2,),
-            backends=("fused", "batched", "ragged"),
-            allocator="plain",
-            memory=False,
-        )
-    ]
-    jobs += [
-        Job(training_case(shape, d, dtype="bfloat16"), ("forward", "training"), (2, 1))
-        for d in (32, 16, 64)
-        for shape in SHAPES
+        Job(serving_case(*case, dtype="bfloat16"), ("serving",), (2,), _BF16, seconds=6.0)
+        for case in main
     ]
     # No raggedness to gain from; raggedness at its worst; too little work to share among threads.
-    jobs += [Job(training_case("ecommerce", 32, lengths="max"), ("forward", "training"), (2,))]
+    jobs += [Job(training_case("ecommerce", 32, lengths="max"), both, (2,), _EAGER)]
     jobs += [
-        Job(training_case(shape, 32, lengths="heavy_tailed"), ("forward", "training"), (2,))
+        Job(training_case(shape, 32, lengths="heavy_tailed"), both, (2,), _PLAIN)
         for shape in SHAPES
     ]
     jobs += [
-        Job(training_case(shape, 32, batch=b, users=b), ("forward", "training"), (2,), seconds=6.0)
+        Job(training_case(shape, 32, batch=b, users=b), both, (2,), _EAGER, seconds=6.0)
         for shape in SHAPES
         for b in (1, 8, 64, 512)
     ]
-    jobs += [  # impression logs: several candidates per user
-        Job(training_case(shape, 32, users=256), ("forward", "training"), (2,), seconds=10.0)
+    # Impression logs: several candidates per user.
+    jobs += [
+        Job(training_case(shape, 32, users=256), both, (2,), (*_PLAIN, "repeated"), seconds=10.0)
         for shape in SHAPES
     ]
+    jobs += [Job(training_case("tenrec", 128, num_heads=4), both, (2,), _PLAIN)]
     jobs += [
         Job(
-            training_case(shape, d, stem="conditional_layer_norm", dtype=dtype),
-            ("forward", "training"),
+            training_case(*case, stem="conditional_layer_norm", dtype=dtype),
+            both,
             (2, 1),
-            seconds=5.0,
+            seconds=5,
         )
         for dtype in DTYPES
-        for d in (16, 32, 64)
-        for shape in SHAPES
+        for case in main
     ]
     jobs += [
-        Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2,), seconds=90.0)
+        Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2, 1), seconds=90.0)
         for shape in SHAPES
+    ]
+    # Once, to show what the allocator costs those who do not tune it.
+    jobs += [
+        Job(
+            training_case("ecommerce", 32),
+            both,
+            (2,),
+            ("fused", "batched", "ragged"),
+            allocator="plain",
+            memory=False,
+        )
     ]
     return jobs
 

@@ -39,20 +39,20 @@ class _Backend:
     make: Callable[[], Function]
     pads: bool = False  # takes Padded, made before the clock starts
     compiles: bool = False
-
-
-def _compiled_ragged() -> Function:
-    return baselines.compiled_ragged()
+    dtype: torch.dtype | None = None  # runs on the inputs cast to this
 
 
 _BACKENDS = {
     FUSED: _Backend(lambda: functools.partial(ops.conditional_interest, backend="cpu")),
+    "fused_float32": _Backend(
+        lambda: functools.partial(ops.conditional_interest, backend="cpu"), dtype=torch.float32
+    ),
     "naive": _Backend(lambda: baselines.naive, pads=True),
     "batched": _Backend(lambda: baselines.batched, pads=True),
     "ragged": _Backend(lambda: baselines.ragged),
     "ragged_flat": _Backend(lambda: baselines.ragged_flat),
     "compiled_batched": _Backend(baselines.compiled_batched, pads=True, compiles=True),
-    "compiled_ragged": _Backend(_compiled_ragged, compiles=True),
+    "compiled_ragged": _Backend(baselines.compiled_ragged, compiles=True),
     "repeated": _Backend(lambda: baselines.repeated, pads=True),
     "reference": _Backend(lambda: reference.conditional_interest),
 }
@@ -81,14 +81,26 @@ class InterestWorkload:
         self._truth: dict[str, tuple[Tensors, dict[str, float]]] = {}
 
     def backends(self, mode: Mode) -> tuple[str, ...]:
+        names = self._backends(mode)
+        return names if self.case.dtype == "float32" else (FUSED, "fused_float32", *names[1:])
+
+    def _backends(self, mode: Mode) -> tuple[str, ...]:
         if mode == "serving":
-            return (FUSED, "batched", "repeated", "ragged", "compiled_batched", "compiled_ragged")
+            return (
+                FUSED,
+                "batched",
+                "repeated",
+                "ragged",
+                "compiled_batched",
+                "compiled_ragged",
+                "reference",
+            )
         if self.case.users != self.case.batch:
             return (FUSED, *_ALWAYS, "repeated")
         return (FUSED, *_ALWAYS)
 
     def unavailable(self, backend: str, mode: Mode) -> str:
-        if backend == FUSED:
+        if backend.startswith(FUSED):
             chosen = ops.explain("conditional_interest", **self._arguments(self._inputs[0]))
             return "" if chosen.backend != "reference" else chosen.reason
         if _BACKENDS[backend].compiles and not (shutil.which("g++") or shutil.which("clang++")):
@@ -103,12 +115,15 @@ class InterestWorkload:
         if backend not in self._functions:
             self._functions[backend] = chosen.make()
         function = self._functions[backend]
-        prepared = [_Prepared(inputs, chosen.pads, mode) for inputs in self._inputs]
+        inputs = self._inputs
+        if chosen.dtype is not None:
+            inputs = [one.to(chosen.dtype) for one in inputs]
+        prepared = [_Prepared(one, chosen.pads, mode) for one in inputs]
         return lambda i: prepared[i].call(function)
 
     def check(self, backend: str, mode: Mode, result: Any) -> Verdict:
         truth, plain = self._expected(mode)
-        factor = FUSED_FACTOR[mode] if backend == FUSED else BASELINE_FACTOR
+        factor = FUSED_FACTOR[mode] if backend.startswith(FUSED) else BASELINE_FACTOR
         return judge(self._named(backend, result), truth, plain, factor)
 
     def work(self, mode: Mode) -> Work:

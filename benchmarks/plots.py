@@ -14,6 +14,7 @@ Row = dict[str, Any]
 
 _COLORS = {
     FUSED: "#0b6e4f",
+    "fused_float32": "#52b788",
     "naive": "#9aa0a6",
     "batched": "#d1495b",
     "repeated": "#8d3b72",

@@ -100,7 +100,8 @@ def test_a_worker_and_its_report_for_real(tmp_path: Path, capsys) -> None:
 
 def test_cases_have_their_own_names_and_filters_find_them() -> None:
     jobs = full_jobs()
-    assert len({(job.case.name, job.allocator) for job in jobs}) == len(jobs)
+    keys = [(job.case.name, n, job.allocator) for job in jobs for n in job.threads]
+    assert len(set(keys)) == len(keys)
     assert all(Job.from_dict(job.to_dict()) == job for job in jobs + quick_jobs())
     found = select(jobs, pattern="tenrec,d32", threads=[1], modes=["forward"], dtypes=["float32"])
     assert found
