@@ -9,6 +9,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -58,8 +60,7 @@ Kind kind_of(const char* argument, ScalarType type) {
   return Kind::float16;
 }
 
-// ---- shapes
-// ---------------------------------------------------------------------------------------
+// ---- shapes ----
 
 // Leading dimensions (all but the last) of tensors, aligned on the right as numpy broadcasts them.
 Shape broadcast_leading(const Shape& a, const Shape& b, const char* argument) {
@@ -109,8 +110,28 @@ Tensor unit_last_stride(const Tensor& t) {
   return torch::stable::contiguous(core);
 }
 
-// ---- the three indices
-// ----------------------------------------------------------------------------
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kFarBytes = 2 << 20;  // what does not stay in a second-level cache
+
+int64_t last_cache_bytes() {
+  static const int64_t found = [] {
+    int64_t bytes = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return bytes > 0 ? bytes : int64_t{32} << 20;
+  }();
+  return found;
+}
+
+int64_t row_bytes(const Tensor& t) {
+  return t.size(t.dim() - 1) * static_cast<int64_t>(t.element_size());
+}
+int64_t bytes(const Tensor& t) {
+  return t.numel() * static_cast<int64_t>(t.element_size());
+}
+
+// ---- the three indices ----
 
 // What the loops run over: one entry per operand, in elements per step of one dimension.
 enum Operand {
@@ -171,6 +192,23 @@ class Loops {
     }
   }
 
+  // An input.
+  Rows rows(Operand operand, const Tensor& t) const {
+    Rows r = rows(operand, t.const_data_ptr(), kind_of("input", t.scalar_type()));
+    r.far = bytes(t) > kFarBytes && row_bytes(t) >= kCacheLine;
+    return r;
+  }
+
+  // A contiguous result.
+  Rows result(Operand operand, const Tensor& t) const {
+    Rows r = rows(operand, t.mutable_data_ptr(), kind_of("result", t.scalar_type()));
+    // Where the result and as much input are larger than the last cache, its first rows are evicted
+    // before anybody can read them.
+    r.stream = bytes(t) > last_cache_bytes() / 2 && row_bytes(t) % kCacheLine == 0 &&
+               reinterpret_cast<uintptr_t>(r.data) % kCacheLine == 0;
+    return r;
+  }
+
   Rows rows(Operand operand, const void* data, Kind kind) const {
     Rows r;
     r.data = const_cast<void*>(data);
@@ -181,11 +219,11 @@ class Loops {
     return r;
   }
 
-  // How the gradient `operand`, whose contiguous memory is `data`, is summed. `over_shared`: it
-  // gets one row for every k, else one for every (i, j).
-  Gradient gradient(Operand operand, void* data, Kind kind, bool over_shared, int64_t width) {
+  // How the gradient `operand` is summed. `over_shared`: it gets one row for every k, else one for
+  // every (i, j).
+  Gradient gradient(Operand operand, const Tensor& to, bool over_shared, int64_t width) {
     Gradient g;
-    g.rows = rows(operand, data, kind);
+    g.rows = result(operand, to);
     bool everywhere = major.size == 1 || major.stride[operand] != 0;
     int64_t present = 1;
     for (const Dimension& dim : dims_) {
@@ -296,8 +334,7 @@ class Loops {
   std::vector<std::unique_ptr<Shape>> kept_;
 };
 
-// ---- inputs
-// ---------------------------------------------------------------------------------------
+// ---- inputs ----
 
 struct Inputs {
   Tensor x, scale, shift;
@@ -359,13 +396,10 @@ Problem problem(const Loops& loops, const Inputs& in, double eps) {
   p.d = in.d;
   p.width = (in.d + kWidth - 1) / kWidth * kWidth;
   p.eps = static_cast<float>(eps);
-  const auto input = [&](Operand operand, const Tensor& t) {
-    return loops.rows(operand, t.const_data_ptr(), kind_of("x", t.scalar_type()));
-  };
-  p.x = input(kX, in.x);
-  p.scale = input(kScale, in.scale);
-  p.shift = input(kShift, in.shift);
-  if (in.residual) p.residual = input(kResidual, *in.residual);
+  p.x = loops.rows(kX, in.x);
+  p.scale = loops.rows(kScale, in.scale);
+  p.shift = loops.rows(kShift, in.shift);
+  if (in.residual) p.residual = loops.rows(kResidual, *in.residual);
   p.statistics = loops.rows(kStatistics, nullptr, Kind::float32);
   return p;
 }
@@ -394,8 +428,7 @@ int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// ---- the ops
-// --------------------------------------------------------------------------------------
+// ---- the ops ----
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                                            const Tensor& shift,
@@ -426,7 +459,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
     p.mean = mean.mutable_data_ptr<float>();
     p.rstd = rstd.mutable_data_ptr<float>();
   }
-  const Rows rows = loops.rows(kOut, out.mutable_data_ptr(), kind);
+  const Rows rows = loops.result(kOut, out);
   const auto kernel = MTLFAST_SELECT_ISA(conditional_layer_norm_forward);
   const int64_t grain = divide_up(kGrainElements, p.minor * p.shared * p.d);
   torch::stable::parallel_for(0, loops.major.size, grain, [&](int64_t begin, int64_t end) {
@@ -480,7 +513,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   b.problem = problem(loops, in, 0.0);
   b.problem.mean = const_cast<float*>(mean.const_data_ptr<float>());
   b.problem.rstd = const_cast<float*>(rstd.const_data_ptr<float>());
-  b.grad_out = loops.rows(kOut, grad.const_data_ptr(), grad_kind);
+  b.grad_out = loops.rows(kOut, grad);
+  // Of narrow rows there are few bytes per instruction: the hardware's own prefetching suffices.
+  b.grad_out.far = b.grad_out.far && row_bytes(grad) >= 2 * kCacheLine;
   b.problem.all_float32 = all_float32(b.problem, {grad_kind});
   const int64_t width = b.problem.width;
 
@@ -488,10 +523,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   const auto gradient = [&](bool needed, Operand operand, Tensor& to, bool over_shared) {
     Gradient g;
     if (!needed) return g;
-    const Kind kind = kind_of("gradient", to.scalar_type());
-    g = loops.gradient(operand, to.mutable_data_ptr(), kind, over_shared, width);
+    g = loops.gradient(operand, to, over_shared, width);
     b.problem.all_float32 =
-        b.problem.all_float32 && (g.sum != Sum::direct || kind == Kind::float32);
+        b.problem.all_float32 && (g.sum != Sum::direct || g.rows.kind == Kind::float32);
     if (g.sum == Sum::per_chunk) {
       g.partial = partials_per_chunk;
       partials_per_chunk += g.count * width;

@@ -131,6 +131,39 @@ MTLFAST_INLINE void write_row(const Columns<NV>& columns, const Rows& rows, int6
     columns.each([&](int64_t v, auto part) { store_f16_part(p + v * kLanes, value(v), part); });
 }
 
+// The same past the caches, whole cache lines at a time: the lines need not be read first. Rows
+// must start at a multiple of 64 bytes and be a multiple of it long.
+template <int NV, bool kFloat32, class Value>
+MTLFAST_INLINE void stream_row(const Columns<NV>& columns, const Rows& rows, int64_t start,
+                               Value value) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  if (kFloat32 || rows.kind == Kind::float32) {
+    float* p = static_cast<float*>(rows.data) + start;
+#if defined(__AVX512F__)
+    columns.each([&](int64_t v, auto) { _mm512_stream_ps(p + v * kLanes, value(v)); });
+#else
+    columns.each([&](int64_t v, auto) { _mm256_stream_ps(p + v * kLanes, value(v)); });
+#endif
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (NV % 2 == 0 && NV > 0) {
+    if (rows.kind == Kind::bfloat16) {
+      uint16_t* p = static_cast<uint16_t*>(rows.data) + start;
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; v += 2) {
+        const __m512i low = _mm512_castsi256_si512(narrow_bf16(value(v)));
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p + v * kLanes),
+                            _mm512_inserti64x4(low, narrow_bf16(value(v + 1)), 1));
+      }
+      return;
+    }
+  }
+#endif
+  write_row<NV, kFloat32>(columns, rows, start, value);
+}
+
 // Sums the vectors of a row; wide rows in blocks, so that rounding errors stay small.
 template <int NV>
 struct RowSum {
@@ -146,6 +179,60 @@ struct RowSum {
   MTLFAST_INLINE Vec get() const { return NV == 0 ? total + block : block; }
 };
 
+// What rows add up to, one row per lane: two sums for the price of reading once.
+struct Pair {
+  Vec first, second;
+};
+
+// Half-way from N / 2 summed rows in each of a and b to N in one vector; see sum_each.
+template <int N>
+MTLFAST_INLINE Vec join(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  if constexpr (N <= 4) return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xDD);
+  return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xDD);
+#elif defined(__AVX2__)
+  if constexpr (N <= 4) return _mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xDD);
+  return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+#else
+  return a + b;  // never used
+#endif
+}
+template <int N>
+MTLFAST_INLINE Pair join(Pair a, Pair b) {
+  return {join<N>(a.first, b.first), join<N>(a.second, b.second)};
+}
+
+// Depth first, so that few vectors are alive at a time and none goes through memory.
+template <int First, int N, class Value>
+MTLFAST_INLINE auto sum_tree(Value value) {
+  if constexpr (N == 1)
+    return value(First);
+  else
+    return join<N>(sum_tree<First, N / 2>(value), sum_tree<First + N / 2, N / 2>(value));
+}
+
+// Lane r of the result (of its two members) is the sum over the lanes of value(r), for r < count.
+template <int NV, class Value>
+MTLFAST_INLINE auto sum_rows(int count, Value value) {
+  if constexpr (NV >= 1 && NV <= 4 && kLanes >= 8) {
+    return sum_tree<0, kLanes>(value);
+  } else if constexpr (__is_same(decltype(value(0)), Pair)) {
+    Vec first[kLanes] = {}, second[kLanes] = {};
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r) {
+      const Pair p = value(r);
+      first[r] = p.first;
+      second[r] = p.second;
+    }
+    return Pair{sum_each(first), sum_each(second)};
+  } else {
+    Vec all[kLanes] = {};
+#pragma GCC unroll 1
+    for (int r = 0; r < count; ++r) all[r] = value(r);
+    return sum_each(all);
+  }
+}
+
 // A row (i, j) of u.
 struct Position {
   int64_t i, j, minor;
@@ -156,7 +243,19 @@ struct Position {
     }
   }
   MTLFAST_INLINE int64_t in(const Rows& r) const { return i * r.step + r.by_minor[j]; }
+  MTLFAST_INLINE Position after(int64_t rows) const {
+    const int64_t n = j + rows;
+    return {i + n / minor, n % minor, minor};
+  }
 };
+
+// A row that will be read soon. The hardware finds the next rows of one tensor, but not in time
+// when reading alternates with long stretches of arithmetic.
+MTLFAST_INLINE void prefetch_row(const Rows& rows, int64_t start, int64_t d) {
+  const int64_t size = rows.kind == Kind::float32 ? 4 : 2;
+  const char* p = static_cast<const char*>(rows.data) + start * size;
+  for (int64_t c = 0; c < d * size; c += 64) __builtin_prefetch(p + c);
+}
 
 template <int NV, bool kFloat32>
 MTLFAST_INLINE void load_u(const Columns<NV>& columns, const Rows& x, const Rows& residual,
@@ -167,77 +266,100 @@ MTLFAST_INLINE void load_u(const Columns<NV>& columns, const Rows& x, const Rows
                          [&](int64_t v, Vec a, auto) { u.put(v, u.get(v) + a); });
 }
 
-// Rows are taken a block at a time, one row per lane wherever there is one number per row: sums
-// over the columns, square roots and divisions are then a few instructions per block.
+// Rows are taken a block at a time and, wherever there is one number per row, one row per lane:
+// sums over the columns, square roots and divisions are then a few instructions for kLanes rows. A
+// block has several such groups, so that the latencies of one are hidden behind another.
 template <int NV, bool kFloat32>
 void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, float* scratch) {
   const Columns<NV> columns(p.d);
-  const int64_t width = p.width, block = block_rows(p.d, kLanes);
+  const int64_t width = p.width, block = block_rows(p.d);
   Buffer<NV> g(scratch), b(scratch + width);
   float* const rows = scratch + 2 * width;
   const Vec inverse_d = broadcast(1.0f / static_cast<float>(p.d)), eps = broadcast(p.eps);
   const Rows x = p.x, residual = p.residual, scale = p.scale, shift = p.shift, out = result;
   const int64_t shared = p.shared;
-  Vec sums[kLanes] = {}, squares[kLanes] = {};
-  float means[kLanes], rstds[kLanes];
+  float means[kMostBlockRows], rstds[kMostBlockRows];
+  const float* u_at[kMostBlockRows];  // float32 rows that need no sum are read where they are
 
-  Position at{begin, 0, p.minor};
+  Position at{begin, 0, p.minor}, ahead = at.after(block);
   for (int64_t left = (end - begin) * p.minor; left > 0; left -= block) {
     const int count = static_cast<int>(left < block ? left : block);
     Position row = at;
 #pragma GCC unroll 1
     for (int r = 0; r < count; ++r, row.next()) {
+      if (NV > 0 && kFloat32 && residual.data == nullptr) {
+        u_at[r] = static_cast<const float*>(x.data) + row.in(x);
+        continue;
+      }
       Buffer<NV> u(rows + r * width);
       load_u<NV, kFloat32>(columns, x, residual, row, u);
-      RowSum<NV> sum;
-      columns.each([&](int64_t v, auto) {
-        sum.add(v, u.get(v));
-        if (NV > 0) store(rows + r * width + v * kLanes, u.get(v));
-      });
-      sums[r] = sum.get();
+      if (NV > 0)
+        columns.each([&](int64_t v, auto) { store(rows + r * width + v * kLanes, u.get(v)); });
+      u_at[r] = rows + r * width;
     }
-    Vec mean = sum_each(sums) * inverse_d;
-    store(means, mean);
+    if (NV > 0)
+      for (int r = count; r % kLanes != 0; ++r) u_at[r] = u_at[0];  // fills the last group
 
-    // Deviations from the rounded mean also tell by how much it is off.
-#pragma GCC unroll 1
-    for (int r = 0; r < count; ++r) {
-      const float* u = rows + r * width;
-      RowSum<NV> sum, square;
-      columns.each([&](int64_t v, auto part) {
-        const Vec c = zero_outside(load(u + v * kLanes) - broadcast(means[r]), part);
-        sum.add(v, c);
-        square.add(v, c * c);
-      });
-      sums[r] = sum.get();
-      squares[r] = square.get();
+    const auto in_group = [&](int first) {
+      return count - first < kLanes ? count - first : kLanes;
+    };
+    for (int first = 0; first < count; first += kLanes) {
+      const auto sum = [&](int r) __attribute__((always_inline)) {
+        RowSum<NV> total;
+        const float* u = u_at[first + r];
+        columns.each([&](int64_t v, auto) { total.add(v, load(u + v * kLanes)); });
+        return total.get();
+      };
+      store(means + first, sum_rows<NV>(in_group(first), sum) * inverse_d);
     }
-    const Vec correction = sum_each(sums) * inverse_d;
-    const Vec variance = sum_each(squares) * inverse_d - correction * correction;
-    mean += correction;
-    store(means, mean);
-    store(rstds, broadcast(1.0f) / square_root(relu(variance) + eps));
+    for (int first = 0; first < count; first += kLanes) {
+      // Deviations from the rounded mean also tell by how much it is off.
+      const auto deviations = [&](int r) __attribute__((always_inline)) {
+        RowSum<NV> total, squares;
+        const float* u = u_at[first + r];
+        columns.each([&](int64_t v, auto part) {
+          const Vec c = zero_outside(load(u + v * kLanes) - broadcast(means[first + r]), part);
+          total.add(v, c);
+          squares.add(v, c * c);
+        });
+        return Pair{total.get(), squares.get()};
+      };
+      const Pair moments = sum_rows<NV>(in_group(first), deviations);
+      const Vec correction = moments.first * inverse_d;
+      const Vec variance = moments.second * inverse_d - correction * correction;
+      store(means + first, load(means + first) + correction);
+      store(rstds + first, broadcast(1.0f) / square_root(relu(variance) + eps));
+    }
 
     row = at;
 #pragma GCC unroll 1
     for (int r = 0; r < count; ++r, row.next()) {
       if (p.mean != nullptr) {
-        p.mean[row.in(p.statistics)] = means[r];
-        p.rstd[row.in(p.statistics)] = rstds[r];
+        const int64_t statistics = row.in(p.statistics);
+        p.mean[statistics] = means[r];
+        p.rstd[statistics] = rstds[r];
       }
       Buffer<NV> n(rows + r * width);
       columns.each([&](int64_t v, auto) {
-        const Vec u = load(rows + r * width + v * kLanes);
+        const Vec u = load(u_at[r] + v * kLanes);
         n.put(v, (u - broadcast(means[r])) * broadcast(rstds[r]));
       });
+      if ((x.far || residual.far) && ahead.i < end) {
+        if (x.far) prefetch_row(x, ahead.in(x), p.d);
+        if (residual.far) prefetch_row(residual, ahead.in(residual), p.d);
+        ahead.next();
+      }
       const int64_t scale_at = row.in(scale), shift_at = row.in(shift), out_at = row.in(out);
       for (int64_t k = 0; k < shared; ++k) {
         read_row<NV, kFloat32>(columns, scale, scale_at + scale.by_shared[k],
                                [&](int64_t v, Vec a, auto) { g.put(v, a); });
         read_row<NV, kFloat32>(columns, shift, shift_at + shift.by_shared[k],
                                [&](int64_t v, Vec a, auto) { b.put(v, a); });
-        write_row<NV, kFloat32>(columns, out, out_at + out.by_shared[k],
-                                [&](int64_t v) { return n.get(v) * g.get(v) + b.get(v); });
+        const auto y = [&](int64_t v) { return n.get(v) * g.get(v) + b.get(v); };
+        if (NV > 0 && out.stream)
+          stream_row<NV, kFloat32>(columns, out, out_at + out.by_shared[k], y);
+        else
+          write_row<NV, kFloat32>(columns, out, out_at + out.by_shared[k], y);
       }
     }
     at = row;
@@ -270,16 +392,18 @@ struct Sums {
 
   void clear(float* p) const { std::memset(p, 0, sizeof(float) * static_cast<size_t>(floats)); }
 
-  void fold() {
+  __attribute__((noinline, cold)) void fold() {
     for (int64_t c = 0; c < floats; c += kLanes)
       store(total + c, load(total + c) + load(recent + c));
     clear(recent);
     until_fold = gradient->fold_every;
   }
 
-  // After each row that was added.
-  MTLFAST_INLINE void added() {
-    if (--until_fold == 0) fold();
+  // After `rows` rows were added; outside of inner loops, for the call costs them their registers.
+  MTLFAST_INLINE void added(int64_t rows) {
+    if (recent == nullptr) return;
+    until_fold -= rows;
+    if (until_fold <= 0) fold();
   }
 
   void end_of_major(int64_t i, int64_t width, int64_t d) {
@@ -304,12 +428,14 @@ template <int NV, bool kFloat32, class Value>
 MTLFAST_INLINE void emit(const Columns<NV>& columns, const Gradient& g, Sums& sums, int64_t i,
                          int64_t at, Value value) {
   if (g.sum == Sum::direct) {
-    write_row<NV, kFloat32>(columns, g.rows, i * g.rows.step + at, value);
+    if (NV > 0 && g.rows.stream)
+      stream_row<NV, kFloat32>(columns, g.rows, i * g.rows.step + at, value);
+    else
+      write_row<NV, kFloat32>(columns, g.rows, i * g.rows.step + at, value);
   } else {
     float* to = sums.recent + at;
     columns.each(
         [&](int64_t v, auto) { store(to + v * kLanes, load(to + v * kLanes) + value(v)); });
-    sums.added();
   }
 }
 
@@ -318,7 +444,7 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
               float* scratch) {
   const Problem& p = problem.problem;
   const Columns<NV> columns(p.d);
-  const int64_t width = p.width, block = block_rows(p.d, kLanes);
+  const int64_t width = p.width, block = kLanes;
   Buffer<NV> g(scratch), factor(scratch + width), sum(scratch + 2 * width);
   float* const n_rows = scratch + 3 * width;
   float* const sum_rows = n_rows + block * width;
@@ -337,7 +463,7 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
   Vec sums[kLanes] = {}, products[kLanes] = {};
   float averages[kLanes], slopes[kLanes];
 
-  Position at{begin, 0, p.minor};
+  Position at{begin, 0, p.minor}, ahead = at.after(block_rows(p.d));
   int64_t left = (end - begin) * p.minor;
   while (left > 0) {
     int64_t count = left < block ? left : block;
@@ -354,35 +480,48 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
       columns.each([&](int64_t v, auto part) {
         n.put(v, zero_outside((n.get(v) - mean) * rstd, part));
         sum.put(v, zero());
-        store(total_sum + v * kLanes, zero());
       });
+      if (grad_out.far && ahead.i < end) {
+        if (x.far) prefetch_row(x, ahead.in(x), p.d);
+        if (residual.far) prefetch_row(residual, ahead.in(residual), p.d);
+        for (int64_t k = 0; k < shared; ++k)
+          prefetch_row(grad_out, ahead.in(grad_out) + grad_out.by_shared[k], p.d);
+        ahead.next();
+      }
       const int64_t grad_at = row.in(grad_out), scale_at = row.in(scale);
-      for (int64_t k = 0; k < shared; ++k) {
-        read_row<NV, kFloat32>(columns, grad_out, grad_at + grad_out.by_shared[k],
-                               [&](int64_t v, Vec a, auto) { g.put(v, a); });
-        if (wants_u) {
-          read_row<NV, kFloat32>(columns, scale, scale_at + scale.by_shared[k],
-                                 [&](int64_t v, Vec a, auto) { factor.put(v, a); });
-          columns.each([&](int64_t v, auto) { sum.put(v, sum.get(v) + g.get(v) * factor.get(v)); });
-          if ((k & (kFirstLevel - 1)) == kFirstLevel - 1)
-            columns.each([&](int64_t v, auto) {
-              store(total_sum + v * kLanes, load(total_sum + v * kLanes) + sum.get(v));
-              sum.put(v, zero());
-            });
+      for (int64_t first = 0; first < shared; first += kFirstLevel) {
+        const int64_t last = first + kFirstLevel < shared ? first + kFirstLevel : shared;
+        for (int64_t k = first; k < last; ++k) {
+          read_row<NV, kFloat32>(columns, grad_out, grad_at + grad_out.by_shared[k],
+                                 [&](int64_t v, Vec a, auto) { g.put(v, a); });
+          if (wants_u) {
+            read_row<NV, kFloat32>(columns, scale, scale_at + scale.by_shared[k],
+                                   [&](int64_t v, Vec a, auto) { factor.put(v, a); });
+            columns.each(
+                [&](int64_t v, auto) { sum.put(v, sum.get(v) + g.get(v) * factor.get(v)); });
+          }
+          if (d_scale.sum != Sum::none)
+            emit<NV, kFloat32>(columns, d_scale, to_scale, row.i,
+                               d_scale.rows.by_minor[row.j] + d_scale.rows.by_shared[k],
+                               [&](int64_t v) { return g.get(v) * n.get(v); });
+          if (d_shift.sum != Sum::none)
+            emit<NV, kFloat32>(columns, d_shift, to_shift, row.i,
+                               d_shift.rows.by_minor[row.j] + d_shift.rows.by_shared[k],
+                               [&](int64_t v) { return g.get(v); });
         }
-        if (d_scale.sum != Sum::none)
-          emit<NV, kFloat32>(columns, d_scale, to_scale, row.i,
-                             d_scale.rows.by_minor[row.j] + d_scale.rows.by_shared[k],
-                             [&](int64_t v) { return g.get(v) * n.get(v); });
-        if (d_shift.sum != Sum::none)
-          emit<NV, kFloat32>(columns, d_shift, to_shift, row.i,
-                             d_shift.rows.by_minor[row.j] + d_shift.rows.by_shared[k],
-                             [&](int64_t v) { return g.get(v); });
+        if (shared > kFirstLevel)
+          columns.each([&](int64_t v, auto) {
+            const Vec before = first == 0 ? zero() : load(total_sum + v * kLanes);
+            store(total_sum + v * kLanes, before + sum.get(v));
+            sum.put(v, zero());
+          });
+        to_scale.added(last - first);
+        to_shift.added(last - first);
       }
       if (!wants_u) continue;
       RowSum<NV> total, product;
       columns.each([&](int64_t v, auto) {
-        const Vec a = load(total_sum + v * kLanes) + sum.get(v);
+        const Vec a = shared > kFirstLevel ? load(total_sum + v * kLanes) : sum.get(v);
         total.add(v, a);
         product.add(v, a * n.get(v));
         store(total_sum + v * kLanes, a);
@@ -410,6 +549,8 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
         if (d_residual.sum != Sum::none)
           emit<NV, kFloat32>(columns, d_residual, to_residual, row.i,
                              d_residual.rows.by_minor[row.j], d_u);
+        to_x.added(1);
+        to_residual.added(1);
       }
     }
     if (sums_per_major && row.j == 0) {
@@ -434,21 +575,33 @@ int fixed_vectors(int64_t d) {
   return vectors <= 4 || vectors == 8 ? static_cast<int>(vectors) : 0;
 }
 
-#define MTLFAST_BY_WIDTH(kernel, d, all_float32, ...)                                    \
-  switch (fixed_vectors(d)) {                                                            \
-    case 1:                                                                              \
-      return all_float32 ? kernel<1, true>(__VA_ARGS__) : kernel<1, false>(__VA_ARGS__); \
-    case 2:                                                                              \
-      return all_float32 ? kernel<2, true>(__VA_ARGS__) : kernel<2, false>(__VA_ARGS__); \
-    case 3:                                                                              \
-      return all_float32 ? kernel<3, true>(__VA_ARGS__) : kernel<3, false>(__VA_ARGS__); \
-    case 4:                                                                              \
-      return all_float32 ? kernel<4, true>(__VA_ARGS__) : kernel<4, false>(__VA_ARGS__); \
-    case 8:                                                                              \
-      return all_float32 ? kernel<8, true>(__VA_ARGS__) : kernel<8, false>(__VA_ARGS__); \
-    default:                                                                             \
-      return all_float32 ? kernel<0, true>(__VA_ARGS__) : kernel<0, false>(__VA_ARGS__); \
+#define MTLFAST_BY_WIDTH(kernel, d, all_float32, ...)                             \
+  switch (fixed_vectors(d)) {                                                     \
+    case 1:                                                                       \
+      all_float32 ? kernel<1, true>(__VA_ARGS__) : kernel<1, false>(__VA_ARGS__); \
+      break;                                                                      \
+    case 2:                                                                       \
+      all_float32 ? kernel<2, true>(__VA_ARGS__) : kernel<2, false>(__VA_ARGS__); \
+      break;                                                                      \
+    case 3:                                                                       \
+      all_float32 ? kernel<3, true>(__VA_ARGS__) : kernel<3, false>(__VA_ARGS__); \
+      break;                                                                      \
+    case 4:                                                                       \
+      all_float32 ? kernel<4, true>(__VA_ARGS__) : kernel<4, false>(__VA_ARGS__); \
+      break;                                                                      \
+    case 8:                                                                       \
+      all_float32 ? kernel<8, true>(__VA_ARGS__) : kernel<8, false>(__VA_ARGS__); \
+      break;                                                                      \
+    default:                                                                      \
+      all_float32 ? kernel<0, true>(__VA_ARGS__) : kernel<0, false>(__VA_ARGS__); \
   }
+
+// Streamed stores become visible to other threads.
+void finish_streams() {
+#if defined(__AVX2__) || defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
 
 }  // namespace
 
@@ -456,11 +609,13 @@ void conditional_layer_norm_forward(const conditional_layer_norm::Problem& probl
                                     const conditional_layer_norm::Rows& out, int64_t begin,
                                     int64_t end, float* scratch) {
   MTLFAST_BY_WIDTH(forward, problem.d, problem.all_float32, problem, out, begin, end, scratch)
+  finish_streams();
 }
 
 void conditional_layer_norm_backward(const conditional_layer_norm::Backward& b, int64_t begin,
                                      int64_t end, float* partials, float* scratch) {
   MTLFAST_BY_WIDTH(backward, b.problem.d, b.problem.all_float32, b, begin, end, partials, scratch)
+  finish_streams();
 }
 
 void conditional_layer_norm_add_partials(const float* partials, int64_t chunks, int64_t stride,

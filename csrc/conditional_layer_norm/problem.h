@@ -23,6 +23,8 @@ struct Rows {
   int64_t step = 0;
   const int64_t* by_minor = nullptr;
   const int64_t* by_shared = nullptr;
+  bool far = false;     // too large to be in the caches: prefetch
+  bool stream = false;  // results only: too large to stay in the caches, write past them
 };
 
 struct Problem {
@@ -69,15 +71,18 @@ struct Backward {
 
 constexpr int64_t kWidth = 16;  // the widest vector of any instruction set, in floats
 
-// Rows that are normalised together: one per lane, fewer where they would not stay in the L1 cache.
-constexpr int64_t block_rows(int64_t d, int64_t lanes) {
-  const int64_t fit = 4096 / d;
-  return fit >= lanes ? lanes : fit >= 1 ? fit : 1;
+// Rows that are normalised together: as many as stay in the L1 cache. Where rows are narrow, whole
+// groups of one row per lane of any instruction set.
+constexpr int64_t kMostBlockRows = 64;
+constexpr int64_t block_rows(int64_t d) {
+  const int64_t rows = 2048 / d;
+  if (rows >= kMostBlockRows) return kMostBlockRows;
+  return rows >= kWidth ? rows / kWidth * kWidth : rows < 2 ? 2 : rows;
 }
 
 // Floats of scratch that one call needs.
 inline int64_t forward_scratch(const Problem& p) {
-  return (2 + block_rows(p.d, kWidth)) * p.width;
+  return (2 + block_rows(p.d)) * p.width;
 }
 inline int64_t gradient_scratch(const Gradient& g, int64_t width) {
   const bool summed = g.sum == Sum::per_major || g.sum == Sum::per_chunk;
@@ -85,9 +90,8 @@ inline int64_t gradient_scratch(const Gradient& g, int64_t width) {
 }
 inline int64_t backward_scratch(const Backward& b) {
   const int64_t w = b.problem.width;
-  return (3 + 2 * block_rows(b.problem.d, kWidth)) * w + gradient_scratch(b.x, w) +
-         gradient_scratch(b.scale, w) + gradient_scratch(b.shift, w) +
-         gradient_scratch(b.residual, w);
+  return (3 + 2 * kWidth) * w + gradient_scratch(b.x, w) + gradient_scratch(b.scale, w) +
+         gradient_scratch(b.shift, w) + gradient_scratch(b.residual, w);
 }
 
 }  // namespace conditional_layer_norm
