@@ -26,7 +26,7 @@ struct GemmTile {
   int64_t ldc;
   const float* residual;  // added to the product, or null; may be C itself to accumulate
   int64_t ldr;
-  const float* bias;      // one row added to every row, or null; not both this and row_bias
+  const float* bias;      // one row added to every row, or null
   const float* row_bias;  // one number per row, or null
   int k;
   bool relu;
@@ -46,19 +46,10 @@ constexpr int kMaxVectors = 2;
 template <int MR, int NV, int LDA>
 void gemm_tile(const GemmTile& g) {
   Vec acc[MR][NV];
-  if (g.row_bias != nullptr) {
 #pragma GCC unroll 32
-    for (int m = 0; m < MR; ++m)
+  for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = broadcast(g.row_bias[m]);
-  } else {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      const Vec bias = g.bias != nullptr ? load(g.bias + v * kLanes) : zero();
-#pragma GCC unroll 32
-      for (int m = 0; m < MR; ++m) acc[m][v] = bias;
-    }
-  }
+    for (int v = 0; v < NV; ++v) acc[m][v] = zero();
   const float* __restrict a = g.a;
   const float* __restrict b = g.b;
   const int64_t a_step = LDA == kTransposed ? g.lda : 1;
@@ -77,6 +68,20 @@ void gemm_tile(const GemmTile& g) {
   }
   // What was there before is added last: sums over many blocks then round once per block, which
   // keeps long contractions as accurate as a blocked library product.
+  if (g.bias != nullptr) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec bias = load(g.bias + v * kLanes);
+#pragma GCC unroll 32
+      for (int m = 0; m < MR; ++m) acc[m][v] += bias;
+    }
+  }
+  if (g.row_bias != nullptr) {
+#pragma GCC unroll 32
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast(g.row_bias[m]);
+  }
   if (g.residual != nullptr) {
 #pragma GCC unroll 32
     for (int m = 0; m < MR; ++m)
