@@ -55,7 +55,11 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in _explainers:
         raise bad("op", f"one of {sorted(_explainers)}", repr(name))
-    return _explainers[name](*args, **kwargs)
+    found = _explainers[name](*args, **kwargs)
+    if found.backend == "cpu":
+        capability = _extension.cpu_capability()
+        found = found._replace(reason=f"{found.reason}; instruction set: {capability}")
+    return found
 
 
 def choose(
@@ -82,7 +86,7 @@ def choose(
         for backend in _FUSED.get(device_type, ()):
             reason = obstacle(backend)
             if not reason:
-                return backend, fused_reason(backend)
+                return backend, f"fastest backend for these inputs on {device_type}"
             reasons.append(f"{backend}: {reason}")
         return "reference", "; ".join(reasons) or f"no fused backend for device {device_type}"
     if requested not in BACKENDS:
@@ -92,12 +96,6 @@ def choose(
         if reason:
             raise bad(argument, f"one that can run {op} here", f"{requested!r}: {reason}")
     return requested, f"{argument} asks for it"
-
-
-def fused_reason(backend: str) -> str:
-    if backend == "cpu":
-        return "C++ kernel, the fastest that runs these inputs"
-    return f"{backend} kernel, the fastest that runs these inputs"
 
 
 def missing_obstacle(backend: str, device_type: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from interest_cases import make
 
 import mtlfast
-from mtlfast import ops
+from mtlfast import _extension, ops
 
 LENGTHS = [[3, 0, 5, 1], [0, 2, 0, 1]]
 
@@ -26,7 +26,10 @@ def test_auto_takes_the_cpu_kernel() -> None:
     explanation = explain()
     assert explanation.op == "conditional_interest"
     assert explanation.backend == "cpu"
-    assert str(explanation).startswith("conditional_interest runs on backend 'cpu': C++ kernel")
+    assert str(explanation) == (
+        "conditional_interest runs on backend 'cpu': fastest backend for these inputs on cpu; "
+        f"instruction set: {_extension.cpu_capability()}"
+    )
     assert ops.conditional_interest.__name__ == "conditional_interest"
 
 
@@ -87,7 +90,8 @@ def test_the_environment_overrides_auto(monkeypatch: pytest.MonkeyPatch) -> None
     )
     case = make(LENGTHS)
     explicit = mtlfast.explain("conditional_interest", *case.args, **case.kwargs, backend="cpu")
-    assert explicit == ("conditional_interest", "cpu", "backend asks for it")
+    assert explicit.backend == "cpu"
+    assert explicit.reason.startswith("backend asks for it; instruction set: ")
     monkeypatch.setenv("MTLFAST_BACKEND", "nonsense")
     with pytest.raises(ValueError, match="MTLFAST_BACKEND: expected one of"):
         case.call(ops.conditional_interest)

@@ -454,6 +454,30 @@ def test_same_bits_for_any_number_of_threads_and_every_run(
             assert torch.equal(first, other), name
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """In deterministic mode torch fills every new tensor with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("num_candidates", [None, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_element_is_written(
+    dtype: torch.dtype, num_candidates: int | None, request: pytest.FixtureRequest
+) -> None:
+    case = make(LENGTHS, d=24, num_tasks=3, num_candidates=num_candidates, dtype=dtype)
+    out = fused(case)
+    gradients = case.gradients(out, upstream_of(case, out))
+    request.getfixturevalue("poisoned_memory")
+    assert torch.empty(3).isnan().all()
+    again = fused(case)
+    assert torch.equal(again, out)
+    for name, gradient in case.gradients(again, upstream_of(case, out)).items():
+        assert torch.equal(gradient, gradients[name]), name
+
+
 def test_without_gradients_the_bits_are_the_same() -> None:
     case = make(LENGTHS)
     with torch.no_grad():
@@ -506,6 +530,19 @@ def _check_nan_stays(
     assert torch.equal(found["values"][~tokens], truth["values"][~tokens])
     assert bool(found["target"][users == user].isnan().all())
     assert torch.equal(found["target"][users != user], truth["target"][users != user])
+
+
+def test_nan_of_a_user_without_candidates_goes_nowhere() -> None:
+    case = replace(make(LENGTHS, num_candidates=4), user_index=torch.tensor([2, 2, 0, 2]))
+    row = int(case.offsets[2 * 5 + 1])  # behavior 2 of user 1
+    poisoned = nan_like(case, "values", (row, 3))
+    out, expected = fused(poisoned), fused(case)
+    assert torch.equal(out, expected)
+    truth = case.gradients(expected, torch.ones_like(out))
+    for name, gradient in poisoned.gradients(out, torch.ones_like(out)).items():
+        if name == "values":
+            gradient, truth[name] = gradient[row + 17 :], truth[name][row + 17 :]
+        assert torch.equal(gradient, truth[name]), name
 
 
 @pytest.mark.parametrize("name", [name for name in FLOATING if name not in ("values", "target")])
