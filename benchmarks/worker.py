@@ -139,7 +139,7 @@ def rates(
         return {}
     work, seconds = workload.work(mode), row["seconds"]
     gflops, gbs = work.flops / seconds * 1e-9, work.bytes / seconds * 1e-9
-    peak = measured.peak(workload.case.dtype)
+    peak = measured.peak("float32" if row["backend"].endswith("float32") else workload.case.dtype)
     return {
         "samples_per_s": workload.case.batch / seconds,
         "gflops": gflops,
