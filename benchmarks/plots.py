@@ -39,6 +39,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     rows = [row for row in rows if "seconds" in row and row["allocator"] == "tuned"]
     makers: tuple[tuple[str, Callable[[Sequence[Row]], Any]], ...] = (
         ("ratios.png", _ratios),
+        ("other_ratios.png", _other_ratios),
         ("time_vs_d.png", _time_against_width),
         ("memory.png", _memory),
     )
@@ -79,30 +80,54 @@ def _label(row: Row) -> str:
     return " ".join(parts)
 
 
-def _ratios(rows: Sequence[Row]) -> Any:
-    """How many times faster fused is: bars per case, a panel per mode, on the most threads."""
-    import matplotlib.pyplot as plt
+def _is_main(row: Row) -> bool:
+    """A case of the published tables, not one of the odd shapes around them."""
+    case = row["case"]
+    usual = case["lengths"] == "geometric" and case["dtype"] == "float32" and case["d"] <= 64
+    full = row["mode"] == "serving" or case["batch"] == case["users"] == 2048
+    return usual and full and case["stem"] != "conditional_layer_norm"
 
-    most = max((row["threads"] for row in rows), default=0)
-    fused = [
+
+def _fused_rows(rows: Sequence[Row], threads: int) -> list[Row]:
+    return [
         row
         for row in rows
-        if row["backend"] == FUSED and row["threads"] == most and row.get("ratios")
+        if row["backend"] == FUSED and row["threads"] == threads and row.get("ratios")
     ]
+
+
+def _most_threads(rows: Sequence[Row]) -> int:
+    return max((row["threads"] for row in rows), default=0)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """A logarithmic x axis labelled 1, 2, 5, 10, 20 instead of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _ratios(rows: Sequence[Row]) -> Any:
+    """How many times faster fused is: bars per main case, a panel per mode, on the most threads."""
+    import matplotlib.pyplot as plt
+
+    threads = _most_threads(rows)
+    fused = _fused_rows(rows, threads)
+    fused = [row for row in fused if _is_main(row)] or fused[:12]
     modes = list(dict.fromkeys(row["mode"] for row in fused))
     if not modes:
         return None
     panels = [[row for row in fused if row["mode"] == mode] for mode in modes]
     heights = [sum(len(row["ratios"]) + 1.5 for row in panel) for panel in panels]
     figure, axes = plt.subplots(
-        len(modes),
-        1,
-        figsize=(9, 1.2 * len(modes) + 0.19 * sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
+        1, len(modes), figsize=(5.5 * len(modes), 1 + 0.15 * max(heights)), squeeze=False
     )
-    for axis, panel, mode in zip(axes[:, 0], panels, modes, strict=True):
-        at, ticks, seen = 0.0, [], set()
+    seen: set[str] = set()
+    for axis, panel, mode in zip(axes[0], panels, modes, strict=True):
+        at, ticks = 0.0, []
         for row in panel:
             ratios = sorted(row["ratios"].items(), key=lambda item: -item[1])
             ticks.append((at + (len(ratios) - 1) / 2, _label(row)))
@@ -114,12 +139,46 @@ def _ratios(rows: Sequence[Row]) -> Any:
                 at += 1
             at += 1.5
         axis.axvline(1.0, color="black", linewidth=0.8)
-        axis.set_xscale("log")
+        _plain_numbers(axis)
         axis.set_yticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=7.5)
         axis.invert_yaxis()
-        axis.set_title(f"{mode}, {most} threads: time of the baseline ÷ time of fused", fontsize=9)
-        axis.margins(x=0.12)
-        axis.legend(fontsize=7, loc="lower right")
+        axis.set_title(f"{mode}, {threads} threads", fontsize=9)
+        axis.margins(x=0.12, y=0.02)
+    figure.suptitle("time of the baseline ÷ time of fused", fontsize=10)
+    figure.tight_layout()
+    figure.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 0.97))
+    return figure
+
+
+def _other_ratios(rows: Sequence[Row]) -> Any:
+    """The same for all other cases, compact: one line per case, one mark per baseline."""
+    import matplotlib.pyplot as plt
+
+    others = [
+        row
+        for threads in sorted({row["threads"] for row in rows}, reverse=True)
+        for row in _fused_rows(rows, threads)
+        if not _is_main(row)
+    ]
+    if not others:
+        return None
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.2 * len(others)))
+    seen = set()
+    for at, row in enumerate(others):
+        for name, ratio in row["ratios"].items():
+            label = None if name in seen else name
+            seen.add(name)
+            color = _COLORS.get(name, "#777777")
+            axis.plot([ratio], [at], "o", markersize=5, color=color, label=label)
+    labels = [f"{_label(row)} {row['mode']}, {row['threads']}t" for row in others]
+    axis.set_yticks(range(len(others)), labels, fontsize=7)
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    _plain_numbers(axis)
+    axis.grid(alpha=0.3)
+    axis.invert_yaxis()
+    axis.margins(y=0.02)
+    axis.set_title("other cases: time of the baseline ÷ time of fused", fontsize=9)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     return figure
 
@@ -128,7 +187,7 @@ def _time_against_width(rows: Sequence[Row]) -> Any:
     """Time over d, one panel per (shape, mode), for the cases that exist at several widths."""
     import matplotlib.pyplot as plt
 
-    most = max((row["threads"] for row in rows), default=0)
+    most = _most_threads(rows)
     groups: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
         case = row["case"]
@@ -167,8 +226,15 @@ def _time_against_width(rows: Sequence[Row]) -> Any:
         axis.minorticks_off()
         axis.set_title(f"{shape}, {mode}, {most} threads", fontsize=9)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6.5)
     figure.tight_layout()
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend(
+        list(lines.values()),
+        [str(k) for k in lines],
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 0.98),
+    )
     return figure
 
 
@@ -176,37 +242,37 @@ def _memory(rows: Sequence[Row]) -> Any:
     """Peak training memory beyond inputs, outputs and gradients."""
     import matplotlib.pyplot as plt
 
-    most = max((row["threads"] for row in rows), default=0)
+    most = _most_threads(rows)
     chosen = [
         row
         for row in rows
         if row["mode"] == "training" and row["threads"] == most and row.get("extra_bytes")
     ]
+    chosen = [row for row in chosen if _is_main(row)] or chosen[:40]
     labels = list(dict.fromkeys(_label(row) for row in chosen))
-    names = list(dict.fromkeys(row["backend"] for row in chosen))
     if not labels:
         return None
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.17 * len(labels) * (len(names) + 1)))
-    for i, name in enumerate(names):
-        for row in chosen:
-            if row["backend"] != name:
-                continue
-            at = labels.index(_label(row)) * (len(names) + 1) + i
-            mib = row["extra_bytes"] / 2**20
-            axis.barh(at, mib, height=0.85, color=_COLORS.get(name, "#777777"))
-            axis.text(mib * 1.05, at, f"{mib:,.0f}", va="center", fontsize=6.5)
-        axis.barh([0], [0], color=_COLORS.get(name, "#777777"), label=name)
-    middle = (len(names) - 1) / 2
-    axis.set_yticks(
-        [i * (len(names) + 1) + middle for i in range(len(labels))], labels, fontsize=7.5
-    )
-    axis.set_xscale("log")
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.15 * (len(chosen) + 1.5 * len(labels))))
+    at, ticks, seen = 0.0, [], set()
+    for label in labels:
+        group = [row for row in chosen if _label(row) == label]
+        ticks.append(at + (len(group) - 1) / 2)
+        for row in sorted(group, key=lambda row: -row["extra_bytes"]):
+            name, mib = row["backend"], row["extra_bytes"] / 2**20
+            legend = None if name in seen else name
+            seen.add(name)
+            axis.barh(at, mib, height=0.85, color=_COLORS.get(name, "#777777"), label=legend)
+            axis.text(
+                mib * 1.03, at, f"{mib:,.{0 if mib >= 10 else 1}f}", va="center", fontsize=6.5
+            )
+            at += 1
+        at += 1.5
+    axis.set_yticks(ticks, labels, fontsize=7.5)
+    _plain_numbers(axis)
     axis.invert_yaxis()
-    axis.margins(x=0.15)
+    axis.margins(x=0.12, y=0.02)
     axis.set_xlabel("MiB")
-    axis.set_title(
-        "peak memory of a training step beyond inputs, outputs and gradients", fontsize=9
-    )
-    axis.legend(fontsize=7, loc="lower right")
+    axis.set_title("peak training memory beyond inputs, outputs and gradients", fontsize=9)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     return figure
