@@ -335,6 +335,16 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         load_row(io.normalized, (batch.first_row + r) * s.d, 1, false, s.width,
                  a.normalized0 + static_cast<int64_t>(r) * D);
       std::memcpy(a.rstd0, io.rstd + batch.first_row, sizeof(float) * static_cast<size_t>(rows));
+      // Users whom no candidate refers to get zero gradients whatever their data are: 0 * NaN is
+      // NaN.
+      for (int64_t u = batch.first; u < batch.last; ++u) {
+        if (p.candidate_begin[u + 1] > p.candidate_begin[u]) continue;
+        const int64_t* at = p.offsets + behavior * p.users + u;
+        const int64_t first = at[0] - batch.first_row, count = at[1] - at[0];
+        fill_zero(a.x + first * D, count * D);
+        fill_zero(a.normalized0 + first * D, count * D);
+        fill_zero(a.rstd0 + first, count);
+      }
       fill_zero(a.d_normalized0, static_cast<int64_t>(rows) * D);
       const int64_t hidden_block = a.rows * kHidden;
       for (int t = 0; t < p.tasks; ++t) {
