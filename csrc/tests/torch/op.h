@@ -58,19 +58,19 @@ inline std::vector<float> floats(const Tensor& t) {
   return std::vector<float>(p, p + f.numel());
 }
 
-// The largest difference, relative to the largest entry of `b`; infinite where a NaN is on one
-// side.
+// The norm of a - b relative to that of b; infinite where a NaN is on one side alone.
 inline double difference(const Tensor& a, const Tensor& b) {
   const std::vector<float> x = floats(a), y = floats(b);
   if (x.size() != y.size()) return std::numeric_limits<double>::infinity();
-  double worst = 0.0, largest = 1e-3;
+  double error = 0.0, norm = 1e-12;
   for (size_t i = 0; i < x.size(); ++i) {
     if (std::isnan(x[i]) != std::isnan(y[i])) return std::numeric_limits<double>::infinity();
     if (std::isnan(x[i])) continue;
-    worst = std::max(worst, std::fabs(static_cast<double>(x[i]) - y[i]));
-    largest = std::max(largest, std::fabs(static_cast<double>(y[i])));
+    const double delta = static_cast<double>(x[i]) - y[i];
+    error += delta * delta;
+    norm += static_cast<double>(y[i]) * y[i];
   }
-  return worst / largest;
+  return std::sqrt(error / norm);
 }
 
 inline bool finite(const Tensor& t) {
