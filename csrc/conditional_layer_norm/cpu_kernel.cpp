@@ -572,29 +572,41 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
 int fixed_vectors(int64_t d) {
   if (d % kLanes != 0) return 0;
   const int64_t vectors = d / kLanes;
-  return vectors <= 4 || vectors == 8 ? static_cast<int>(vectors) : 0;
+  return vectors == 1 || vectors == 2 || vectors == 4 || vectors == 8 ? static_cast<int>(vectors)
+                                                                      : 0;
 }
 
-#define MTLFAST_BY_WIDTH(kernel, d, all_float32, ...)                             \
-  switch (fixed_vectors(d)) {                                                     \
-    case 1:                                                                       \
-      all_float32 ? kernel<1, true>(__VA_ARGS__) : kernel<1, false>(__VA_ARGS__); \
-      break;                                                                      \
-    case 2:                                                                       \
-      all_float32 ? kernel<2, true>(__VA_ARGS__) : kernel<2, false>(__VA_ARGS__); \
-      break;                                                                      \
-    case 3:                                                                       \
-      all_float32 ? kernel<3, true>(__VA_ARGS__) : kernel<3, false>(__VA_ARGS__); \
-      break;                                                                      \
-    case 4:                                                                       \
-      all_float32 ? kernel<4, true>(__VA_ARGS__) : kernel<4, false>(__VA_ARGS__); \
-      break;                                                                      \
-    case 8:                                                                       \
-      all_float32 ? kernel<8, true>(__VA_ARGS__) : kernel<8, false>(__VA_ARGS__); \
-      break;                                                                      \
-    default:                                                                      \
-      all_float32 ? kernel<0, true>(__VA_ARGS__) : kernel<0, false>(__VA_ARGS__); \
+#define MTLFAST_IF_FLOAT32(kernel, vectors, ...) \
+  all_float32 ? kernel<vectors, true>(__VA_ARGS__) : kernel<vectors, false>(__VA_ARGS__)
+
+#if defined(__SANITIZE_ADDRESS__)  // these builds take minutes: one of each kind is enough
+#define MTLFAST_BY_WIDTH(kernel, d, ...)          \
+  switch (fixed_vectors(d)) {                     \
+    case 2:                                       \
+      MTLFAST_IF_FLOAT32(kernel, 2, __VA_ARGS__); \
+      break;                                      \
+    default:                                      \
+      MTLFAST_IF_FLOAT32(kernel, 0, __VA_ARGS__); \
   }
+#else
+#define MTLFAST_BY_WIDTH(kernel, d, ...)          \
+  switch (fixed_vectors(d)) {                     \
+    case 1:                                       \
+      MTLFAST_IF_FLOAT32(kernel, 1, __VA_ARGS__); \
+      break;                                      \
+    case 2:                                       \
+      MTLFAST_IF_FLOAT32(kernel, 2, __VA_ARGS__); \
+      break;                                      \
+    case 4:                                       \
+      MTLFAST_IF_FLOAT32(kernel, 4, __VA_ARGS__); \
+      break;                                      \
+    case 8:                                       \
+      MTLFAST_IF_FLOAT32(kernel, 8, __VA_ARGS__); \
+      break;                                      \
+    default:                                      \
+      MTLFAST_IF_FLOAT32(kernel, 0, __VA_ARGS__); \
+  }
+#endif
 
 // Streamed stores become visible to other threads.
 void finish_streams() {
@@ -608,13 +620,15 @@ void finish_streams() {
 void conditional_layer_norm_forward(const conditional_layer_norm::Problem& problem,
                                     const conditional_layer_norm::Rows& out, int64_t begin,
                                     int64_t end, float* scratch) {
-  MTLFAST_BY_WIDTH(forward, problem.d, problem.all_float32, problem, out, begin, end, scratch)
+  const bool all_float32 = problem.all_float32;
+  MTLFAST_BY_WIDTH(forward, problem.d, problem, out, begin, end, scratch)
   finish_streams();
 }
 
 void conditional_layer_norm_backward(const conditional_layer_norm::Backward& b, int64_t begin,
                                      int64_t end, float* partials, float* scratch) {
-  MTLFAST_BY_WIDTH(backward, b.problem.d, b.problem.all_float32, b, begin, end, partials, scratch)
+  const bool all_float32 = b.problem.all_float32;
+  MTLFAST_BY_WIDTH(backward, b.problem.d, b, begin, end, partials, scratch)
   finish_streams();
 }
 
