@@ -227,10 +227,10 @@ def _time_against_width(rows: Sequence[Row]) -> Any:
         axis.set_title(f"{shape}, {mode}, {most} threads", fontsize=9)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    named = {str(line.get_label()): line for axis in axes.flat for line in axis.get_lines()}
     figure.legend(
-        list(lines.values()),
-        [str(k) for k in lines],
+        list(named.values()),
+        list(named),
         fontsize=8,
         loc="upper left",
         bbox_to_anchor=(1.0, 0.98),
