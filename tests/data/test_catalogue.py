@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtlfast.data.synthetic.catalogue import Catalogue, alias_table
@@ -15,6 +15,7 @@ def weights(max_size: int) -> st.SearchStrategy[list[float]]:
 
 @settings(max_examples=300, deadline=None)
 @given(weights(40))
+@example([1.0, 190.0, 0.5, 0.5, 1.0, 190.0])  # two heavy entries used up at once
 def test_alias_table_reproduces_the_weights(values: list[float]) -> None:
     w = np.array(values)
     keep, alias = alias_table(w)

@@ -40,7 +40,10 @@ def alias_table(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints
     lack = np.cumsum(1 - share[light])
     excess = np.cumsum(share[heavy] - 1)
     # A light entry is filled from the first heavy one not yet used up by the light ones before.
-    donor = np.searchsorted(excess, lack - (1 - share[light]), side="left")
+    # (The very sums that `last_fill` compares with below: a rounding apart, a tie would make the
+    # two disagree on who filled whom.)
+    lack_before = np.concatenate(([0.0], lack[:-1])) if len(light) else lack
+    donor = np.searchsorted(excess, lack_before, side="left")
     keep[light] = share[light]
     alias[light] = heavy[np.minimum(donor, len(heavy) - 1)]
     # A used-up heavy entry is itself filled from the next one.
