@@ -79,19 +79,31 @@ def test_loaded_model_is_the_trained_one_on_any_backend(tmp_path):
     assert torch.equal(fused(batch.sparse, batch.sequences, batch.user_index), expected)
 
     reference, _ = load_model(tmp_path / "run", backend="reference")
-    assert all(row.holds for row in compare(fused, reference, batch))
+    batches = [trainer.source.test_batch(16, step) for step in range(8)]
+    assert all(row.holds for row in compare(fused, reference, batches))
 
 
 def test_parity_sees_one_wrong_weight():
     settings = config()
     source = make_source(settings)
-    batch = source.test_batch(64, 0)
+    batches = [source.test_batch(16, step) for step in range(4)]
     right, wrong = make_model(settings, source.spec), make_model(settings, source.spec)
     with torch.no_grad():
         wrong.tim.transformer.norm_weight[3, 0] += 1e-3
-    logits, gradients = compare(wrong, right, batch)
+    logits, gradients = compare(wrong, right, batches)
+    assert (logits.within, gradients.within) == (0, 0)
     assert not logits.holds
     assert not gradients.holds
+    assert all(row.holds for row in compare(right, right, batches))
+
+
+def test_parity_sees_nan():
+    settings = config()
+    source = make_source(settings)
+    right, wrong = make_model(settings, source.spec), make_model(settings, source.spec)
+    with torch.no_grad():
+        wrong.tim.transformer.norm_weight[3, 0] = float("nan")
+    assert not any(row.holds for row in compare(wrong, right, [source.test_batch(16, 0)]))
 
 
 def test_same_seed_gives_the_same_model():
