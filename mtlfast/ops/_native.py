@@ -84,7 +84,10 @@ def _eager(
     function: Any = type(f"{name}_eager", (torch.autograd.Function,), members)
 
     def call(*inputs: Any) -> Any:
-        return function.apply(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+        differentiated = torch.is_grad_enabled() and any(
+            isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
+        )
+        return function.apply(*inputs) if differentiated else forward(*inputs)
 
     return call
 
