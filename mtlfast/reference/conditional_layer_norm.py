@@ -102,9 +102,14 @@ def check_arguments(
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape that two shapes broadcast to as in NumPy, or None."""
     rank = max(len(a), len(b))
+    traced = torch.compiler.is_compiling()
     shape = []
     for m, n in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
-        if _holds(m == 1, otherwise=False):
+        if not traced and type(m) is int and type(n) is int:
+            if m != n and m != 1 and n != 1:
+                return None
+            shape.append(n if m == 1 else m)
+        elif _holds(m == 1, otherwise=False):
             shape.append(n)
         elif _holds(n == 1, otherwise=False) or _holds(m == n, otherwise=True):
             shape.append(m)
@@ -115,8 +120,6 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def _holds(condition: bool | torch.SymBool, *, otherwise: bool) -> bool:
     """``condition``, or ``otherwise`` in a graph that cannot know because it depends on data."""
-    if not torch.compiler.is_compiling() and isinstance(condition, bool):
-        return condition
     from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
 
     return guard_or_true(condition) if otherwise else guard_or_false(condition)

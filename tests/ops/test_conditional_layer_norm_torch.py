@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,6 +204,23 @@ def test_export_with_a_dynamic_batch() -> None:
         assert torch.equal(program.module()(x, residual), module(x, residual))
 
 
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    """What a C++ server runs, without Python."""
+    module = Norm()
+    example = torch.randn(6, 1, 24), torch.randn(6, 4, 24)
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        program = torch.export.export(
+            module, example, dynamic_shapes={"x": {0: batch}, "residual": {0: batch}}
+        )
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "norm.pt2")
+        )
+        loaded = torch._inductor.aoti_load_package(package)
+        x, residual = torch.randn(31, 1, 24), torch.randn(31, 4, 24)
+        assert torch.equal(loaded(x, residual), module(x, residual))
+
+
 # ---- autocast ----
 
 
@@ -249,6 +267,18 @@ def test_double_backward_says_what_to_do() -> None:
         out.square().sum(), list(case.tensors.values()), create_graph=True
     )
     gradients[0].square().sum().backward()
+
+
+def test_functional_gradients() -> None:
+    case = make((6, 24), (24,))
+    x, scale, shift = (t.detach() for t in case.tensors.values())
+
+    def loss(x: Tensor) -> Tensor:
+        return fused(x, scale, shift).square().sum()
+
+    out = case.call(fused)
+    expected = case.gradients(out.square().sum(), torch.ones(()))["x"]
+    assert torch.equal(torch.func.grad(loss)(x), expected)
 
 
 def test_vmap_says_what_to_do() -> None:
