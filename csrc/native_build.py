@@ -438,11 +438,16 @@ def sanitize(pattern: str = "") -> None:
             )
             programs.append("op_tests")
         n.run()
-    for program in programs:
-        _run_sanitized(directory / program, list(isas), pattern)
+    matched = [_run_sanitized(directory / program, list(isas), pattern) for program in programs]
+    if not any(matched):
+        raise BuildError(f"No C++ test has {pattern!r} in its name.")
 
 
-def _run_sanitized(program: Path, isas: list[str], pattern: str) -> None:
+_NOTHING_MATCHED = 5  # exit status of csrc/tests/main.cpp
+
+
+def _run_sanitized(program: Path, isas: list[str], pattern: str) -> bool:
+    """Whether any test of the program matched; BuildError where one failed."""
     print(f"{program.name}, with AddressSanitizer and UndefinedBehaviorSanitizer:", flush=True)
     # Leaks are looked for where only our code runs; libtorch keeps what its static objects own.
     leaks = "detect_leaks=" + ("0" if program.name == "op_tests" else "1")
@@ -455,8 +460,12 @@ def _run_sanitized(program: Path, isas: list[str], pattern: str) -> None:
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
         command = [str(program), *([pattern] if pattern else [])]
-        if subprocess.run(command, env=environment).returncode != 0:
+        status = subprocess.run(command, env=environment).returncode
+        if status == _NOTHING_MATCHED:
+            return False
+        if status != 0:
             raise BuildError(f"{program.name} failed on {isa}; the report is above.")
+    return True
 
 
 def _runnable(isas: list[str]) -> list[str]:

@@ -431,8 +431,10 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
   if (grad_out.dim() != 4 || grad_out.size(0) != p.candidates || grad_out.size(1) != p.tasks ||
       grad_out.size(2) != p.behaviors || grad_out.size(3) != p.d)
     fail("grad_out: expected [B, T, M, d]");
-  if (normalized.size(0) != call.tokens || rstd.size(0) != call.tokens ||
-      head.size(0) != p.candidates)
+  if (normalized.dim() != 2 || normalized.size(0) != call.tokens || normalized.size(1) != p.d ||
+      rstd.dim() != 1 || rstd.size(0) != call.tokens || head.dim() != 4 ||
+      head.size(0) != p.candidates || head.size(1) != p.tasks || head.size(2) != p.behaviors ||
+      head.size(3) != p.d)
     fail("backward needs what the forward saved: call it with save_for_backward");
   normalized = as_float(normalized);
   rstd = as_float(rstd);
