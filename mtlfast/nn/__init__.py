@@ -1,8 +1,9 @@
-"""Modules built on the ops: embedding layer, conditional transformer, TIM and TRM of DTRN."""
+"""Modules built on the ops: embeddings, DTRN's conditional transformer, MemoNet's codebook."""
 
 from mtlfast.nn.conditional_transformer import ConditionalTransformer, InterestFunction
 from mtlfast.nn.feature_embedding import EmbeddedFeatures, FeatureEmbedding
 from mtlfast.nn.hypernetwork import LayerNormHypernetwork
+from mtlfast.nn.multi_hash_codebook import MultiHashCodebook
 from mtlfast.nn.task_specific_interest import TaskSpecificInterest
 from mtlfast.nn.task_specific_refinement import TaskSpecificRefinement
 
@@ -12,6 +13,7 @@ __all__ = [
     "FeatureEmbedding",
     "InterestFunction",
     "LayerNormHypernetwork",
+    "MultiHashCodebook",
     "TaskSpecificInterest",
     "TaskSpecificRefinement",
 ]

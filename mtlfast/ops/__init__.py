@@ -1,9 +1,10 @@
 """The public ops. Definitions are in :mod:`mtlfast.reference`."""
 
-from ..reference import ConditionalTransformerWeights, TransformerWeights
+from ..reference import ConditionalTransformerWeights, TransformerWeights, field_crosses
 from ._backend import Explanation, checks, explain
 from .conditional_interest import conditional_interest
 from .conditional_layer_norm import conditional_layer_norm
+from .multi_hash_lookup import multi_hash_indices, multi_hash_lookup
 
 __all__ = [
     "ConditionalTransformerWeights",
@@ -13,4 +14,7 @@ __all__ = [
     "conditional_interest",
     "conditional_layer_norm",
     "explain",
+    "field_crosses",
+    "multi_hash_indices",
+    "multi_hash_lookup",
 ]

@@ -9,10 +9,14 @@ from .conditional_interest import (
     conditional_interest,
 )
 from .conditional_layer_norm import conditional_layer_norm
+from .multi_hash_lookup import field_crosses, multi_hash_indices, multi_hash_lookup
 
 __all__ = [
     "ConditionalTransformerWeights",
     "TransformerWeights",
     "conditional_interest",
     "conditional_layer_norm",
+    "field_crosses",
+    "multi_hash_indices",
+    "multi_hash_lookup",
 ]
