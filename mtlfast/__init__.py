@@ -29,6 +29,7 @@ _SUBMODULES = frozenset(
     {
         "data",
         "heads",
+        "interactions",
         "jagged",
         "kernels",
         "models",

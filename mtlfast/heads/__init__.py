@@ -5,20 +5,27 @@ from mtlfast.heads.base import MultiTaskHead
 from mtlfast.heads.config import (
     HEAD_CONFIGS,
     AITMConfig,
+    ESMMConfig,
     HeadConfig,
     MMoEConfig,
     PLEConfig,
     ShareBottomConfig,
+    SingleTaskConfig,
 )
+from mtlfast.heads.esmm import ESMM
 from mtlfast.heads.mmoe import MMoE
 from mtlfast.heads.ple import PLE
 from mtlfast.heads.share_bottom import ShareBottom
+from mtlfast.heads.single_task import SingleTask
+from mtlfast.heads.towers import Towers
 
 __all__ = [
     "AITM",
+    "ESMM",
     "HEAD_CONFIGS",
     "PLE",
     "AITMConfig",
+    "ESMMConfig",
     "HeadConfig",
     "MMoE",
     "MMoEConfig",
@@ -26,5 +33,8 @@ __all__ = [
     "PLEConfig",
     "ShareBottom",
     "ShareBottomConfig",
+    "SingleTask",
+    "SingleTaskConfig",
+    "Towers",
     "calibration_penalty",
 ]

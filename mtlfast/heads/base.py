@@ -9,9 +9,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from mtlfast._checks import check_count, check_dropout, check_units
 from mtlfast.errors import bad
-from mtlfast.heads.checks import check_count, check_dropout, check_units
-from mtlfast.heads.stacked import Towers
+from mtlfast.heads.towers import Towers
 
 
 class MultiTaskHead(nn.Module, ABC):
@@ -50,6 +50,10 @@ class MultiTaskHead(nn.Module, ABC):
     def task_repr(self, x: Tensor) -> Tensor:
         """``[S, B, D]``, ``S`` = 1 (one input for all tasks) or ``T``, to ``[T, B, repr_dim]``."""
 
+    def combine(self, outputs: Tensor) -> Tensor:
+        """Logits ``[B, T]`` from the towers' outputs ``[B, T]``: the same for most heads."""
+        return outputs
+
     @overload
     def forward(self, x: Tensor, *, return_task_repr: Literal[False] = False) -> Tensor: ...
 
@@ -79,7 +83,7 @@ class MultiTaskHead(nn.Module, ABC):
                 f"shape {list(x.shape)}",
             )
         task_repr = self.task_repr(streams)
-        logits = self.towers(task_repr)
+        logits = self.combine(self.towers(task_repr))
         return (logits, task_repr.transpose(0, 1)) if return_task_repr else logits
 
     def extra_loss(self, logits: Tensor) -> Tensor | None:

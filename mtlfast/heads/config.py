@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from mtlfast._config import from_mapping
-from mtlfast.errors import bad
-from mtlfast.heads.aitm import AITM, tree_levels
-from mtlfast.heads.base import MultiTaskHead
-from mtlfast.heads.checks import (
+from mtlfast._checks import (
     check_count,
     check_dropout,
     check_levels,
     check_units,
     check_weight,
 )
+from mtlfast._config import from_mapping
+from mtlfast.errors import bad
+from mtlfast.heads.aitm import AITM
+from mtlfast.heads.base import MultiTaskHead
+from mtlfast.heads.esmm import ESMM
 from mtlfast.heads.mmoe import MMoE
 from mtlfast.heads.ple import PLE
 from mtlfast.heads.share_bottom import ShareBottom
+from mtlfast.heads.single_task import SingleTask
+from mtlfast.heads.tree import tree_levels
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class ShareBottomConfig(HeadConfig):
 
     name: ClassVar[str] = "share_bottom"
     head_class: ClassVar[type[MultiTaskHead]] = ShareBottom
+    bottom_units: tuple[int, ...] = (128, 64)
+    tower_units: tuple[int, ...] = (64,)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_units("bottom_units", self.bottom_units)
+        _check_common(self.tower_units, self.dropout)
+
+
+@dataclass(frozen=True)
+class SingleTaskConfig(HeadConfig):
+    """Options of :class:`SingleTask`."""
+
+    name: ClassVar[str] = "single_task"
+    head_class: ClassVar[type[MultiTaskHead]] = SingleTask
     bottom_units: tuple[int, ...] = (128, 64)
     tower_units: tuple[int, ...] = (64,)
     dropout: float = 0.0
@@ -134,8 +152,40 @@ class AITMConfig(HeadConfig):
         return super().build(input_dim, num_tasks)
 
 
+@dataclass(frozen=True)
+class ESMMConfig(HeadConfig):
+    """Options of :class:`ESMM`; ``parents`` None takes the data set's tree of tasks."""
+
+    name: ClassVar[str] = "esmm"
+    head_class: ClassVar[type[MultiTaskHead]] = ESMM
+    parents: tuple[int | None, ...] | None = None
+    tower_units: tuple[int, ...] = (128, 64)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.parents is not None:
+            tree_levels(self.parents)
+        _check_common(self.tower_units, self.dropout)
+
+    def build(
+        self, input_dim: int, num_tasks: int, parents: Sequence[int | None] | None = None
+    ) -> MultiTaskHead:
+        """The head, over the config's own tree or else over ``parents``."""
+        if self.parents is None and parents is not None:
+            return replace(self, parents=tuple(parents)).build(input_dim, num_tasks)
+        return super().build(input_dim, num_tasks)
+
+
 HEAD_CONFIGS: dict[str, type[HeadConfig]] = {
-    config.name: config for config in (ShareBottomConfig, MMoEConfig, PLEConfig, AITMConfig)
+    config.name: config
+    for config in (
+        SingleTaskConfig,
+        ShareBottomConfig,
+        MMoEConfig,
+        PLEConfig,
+        AITMConfig,
+        ESMMConfig,
+    )
 }
 
 

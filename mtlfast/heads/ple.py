@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtlfast._checks import check_count, check_levels
 from mtlfast.heads.base import MultiTaskHead, shared_rows
-from mtlfast.heads.checks import check_count, check_levels
-from mtlfast.heads.stacked import StackedMLP, stacked_linear
+from mtlfast.nn.stacked import StackedMLP, stacked_linear
 
 
 class ExtractionLevel(nn.Module):

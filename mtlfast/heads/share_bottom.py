@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mtlfast._checks import check_units
 from mtlfast.heads.base import MultiTaskHead, shared_rows
-from mtlfast.heads.checks import check_units
-from mtlfast.heads.stacked import StackedMLP
+from mtlfast.nn.stacked import StackedMLP
 
 
 class ShareBottom(MultiTaskHead):

@@ -4,6 +4,7 @@ from mtlfast.nn.conditional_transformer import ConditionalTransformer, InterestF
 from mtlfast.nn.feature_embedding import EmbeddedFeatures, FeatureEmbedding
 from mtlfast.nn.hypernetwork import LayerNormHypernetwork
 from mtlfast.nn.multi_hash_codebook import MultiHashCodebook
+from mtlfast.nn.stacked import StackedMLP, stacked_linear
 from mtlfast.nn.task_specific_interest import TaskSpecificInterest
 from mtlfast.nn.task_specific_refinement import TaskSpecificRefinement
 
@@ -14,6 +15,8 @@ __all__ = [
     "InterestFunction",
     "LayerNormHypernetwork",
     "MultiHashCodebook",
+    "StackedMLP",
     "TaskSpecificInterest",
     "TaskSpecificRefinement",
+    "stacked_linear",
 ]

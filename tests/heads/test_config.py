@@ -6,6 +6,7 @@ import pytest
 
 from mtlfast.heads import (
     AITM,
+    ESMM,
     HEAD_CONFIGS,
     PLE,
     AITMConfig,
@@ -14,9 +15,17 @@ from mtlfast.heads import (
     MMoEConfig,
     PLEConfig,
     ShareBottom,
+    SingleTask,
 )
 
-CLASSES = {"share_bottom": ShareBottom, "mmoe": MMoE, "ple": PLE, "aitm": AITM}
+CLASSES = {
+    "single_task": SingleTask,
+    "share_bottom": ShareBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "aitm": AITM,
+    "esmm": ESMM,
+}
 
 
 @pytest.mark.parametrize("name", CLASSES)

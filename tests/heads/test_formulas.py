@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlfast.heads import AITM, PLE, MMoE, ShareBottom, calibration_penalty
+from mtlfast.heads import AITM, ESMM, PLE, MMoE, ShareBottom, SingleTask, calibration_penalty
 
 T, D, B = 4, 6, 5
 
@@ -45,6 +45,46 @@ def check(head, x, reprs):
 def test_share_bottom(x):
     head = randomize(ShareBottom(D, T, bottom_units=(5, 3), tower_units=(4, 2)))
     check(head, x, [network(head.bottom, 0, x[:, t]) for t in range(T)])
+
+
+def test_single_task(x):
+    head = randomize(SingleTask(D, T, bottom_units=(5, 3), tower_units=(4,)))
+    check(head, x, [network(head.bottoms, t, x[:, t]) for t in range(T)])
+
+
+@pytest.mark.parametrize("parents", [(None, 0, 0, 2), (2, None, 1, 2), (None,) * T])
+def test_esmm_multiplies_along_the_tree(x, parents):
+    head = randomize(ESMM(D, T, parents=parents, tower_units=(5, 3)))
+    own = torch.stack([tower(head, t, x[:, t]) for t in range(T)], dim=1).sigmoid()
+    expected = []
+    for t in range(T):
+        product, task = 1.0, t
+        while task is not None:
+            product, task = product * own[:, task], parents[task]
+        expected.append(product)
+    torch.testing.assert_close(head(x).sigmoid(), torch.stack(expected, dim=1))
+
+
+def test_esmm_is_exact_where_probabilities_are_tiny_or_almost_one():
+    head = ESMM(1, 2, tower_units=())
+    outputs = torch.tensor([[-90.0, -90.0], [60.0, 60.0], [200.0, 300.0], [60.0, -3.0]])
+    outputs.requires_grad_()
+    logits = head.combine(outputs)
+    # p = e^-180; 1 - p = 2 e^-60; 1 - p = e^-200 (+ e^-300); p = sigmoid(-3)
+    expected = torch.tensor([-180.0, 60.0 - 2**0.5, 200.0, -3.0])
+    expected[1] = 60.0 - torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(logits[:, 1], expected)
+    logits.sum().backward()
+    assert bool(outputs.grad.isfinite().all())
+
+
+def test_esmm_starts_at_the_rates():
+    head = ESMM(3, 3, parents=(None, 0, 1), tower_units=())
+    with torch.no_grad():
+        head.towers.weight.zero_()
+    head.set_prior((0.3, 0.06, 0.003))
+    expected = torch.tensor([[0.3, 0.06, 0.003]])
+    torch.testing.assert_close(head(torch.zeros(1, 3)).sigmoid(), expected)
 
 
 @pytest.mark.parametrize("units", [(5,), (5, 3)])

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Leaves are tiny files that know nothing but other leaves; `bare` ones need only torch and NumPy.
 BARE = {"jagged", "errors", "dtypes", "_version"}
 NATIVE = {"_C", "_extension", "_ranges"}
-LEAVES = BARE | {"_config"}
-BLOCKS = {"nn", "heads", "sequence", "interactions"}
-BELOW_MODELS = LEAVES | {"ops"} | BLOCKS
+LEAVES = BARE | {"_config", "_checks"}
+BLOCKS = {"heads", "sequence", "interactions"}
+BELOW_MODELS = LEAVES | {"ops", "nn"} | BLOCKS
 BELOW_TOP = BELOW_MODELS | {"models", "data"}
 BELOW_CLI = BELOW_TOP | NATIVE | {"reference", "kernels", "training", "analysis", "fuse", "env"}
 EVERYTHING = BELOW_CLI | {"commands", "__init__"}
@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": set(),
     "data": LEAVES | {"_ranges"},
     "ops": LEAVES | {"reference", "kernels", "_extension"},
-    **{block: LEAVES | {"ops"} for block in BLOCKS},
+    "nn": LEAVES | {"ops"},
+    **{block: LEAVES | {"ops", "nn"} for block in BLOCKS},
     "models": BELOW_MODELS,
     "training": BELOW_TOP | {"env", "_version"},
     "analysis": BELOW_TOP,

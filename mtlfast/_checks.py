@@ -1,4 +1,4 @@
-"""Checks that the heads and their configs share."""
+"""Checks of counts, widths and weights that modules and their configs share."""
 
 from __future__ import annotations
 
