@@ -35,6 +35,7 @@ from mtlfast.interactions.fibinet import FiBiNET
 from mtlfast.interactions.fm import FactorizationMachine, fm_vector
 from mtlfast.interactions.gdcn import GatedCrossNetwork
 from mtlfast.interactions.masknet import MaskNet
+from mtlfast.interactions.memonet import MemoNetInteraction
 from mtlfast.interactions.mlp import DeepInteraction
 from mtlfast.interactions.projection import ProjectedInteraction
 from mtlfast.interactions.senet import SqueezeExcitation
@@ -71,6 +72,7 @@ __all__ = [
     "MaskNet",
     "MaskNetConfig",
     "MemoNetConfig",
+    "MemoNetInteraction",
     "ProjectedInteraction",
     "SENetConfig",
     "SqueezeExcitation",

@@ -23,6 +23,7 @@ from mtlfast.interactions.fibinet import FiBiNET
 from mtlfast.interactions.fm import FactorizationMachine
 from mtlfast.interactions.gdcn import GatedCrossNetwork
 from mtlfast.interactions.masknet import MaskNet, MaskStructure
+from mtlfast.interactions.memonet import MemoNetInteraction
 from mtlfast.interactions.mlp import DeepInteraction
 from mtlfast.interactions.projection import ProjectedInteraction, ProjectionActivation
 from mtlfast.interactions.senet import Excitation, Squeeze, SqueezeExcitation
@@ -297,6 +298,7 @@ class MemoNetConfig(InteractionConfig):
     """
 
     name: ClassVar[str] = "memonet"
+    interaction_class: ClassVar[Any] = MemoNetInteraction
     selected: tuple[int, ...] | None = None
     largest_fields: int | None = None
     num_codewords: int = 100_000
@@ -323,8 +325,6 @@ class MemoNetConfig(InteractionConfig):
     def build(
         self, sizes: FieldSizes, output_dim: int, num_modules: int | None = None
     ) -> Interaction:
-        from mtlfast.interactions.memonet import MemoNetInteraction
-
         options = self._options()
         largest = options.pop("largest_fields")
         if largest is not None:

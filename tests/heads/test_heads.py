@@ -14,7 +14,7 @@ T, D, B = 4, 10, 7
 
 HEADS = {
     "single_task": lambda: SingleTask(D, T, bottom_units=(6, 5), tower_units=(4,)),
-    "esmm": lambda: ESMM(D, T, parents=(None, 0, 0, 2), tower_units=(6, 5)),
+    "esmm": lambda: ESMM(D, T, parents=(None, 0, 0, 2), tower_units=(4,)),
     "share_bottom": lambda: ShareBottom(D, T, bottom_units=(6, 5), tower_units=(4,)),
     "share_bottom_no_tower": lambda: ShareBottom(D, T, bottom_units=(6,), tower_units=()),
     "mmoe": lambda: MMoE(D, T, num_experts=3, expert_units=(6, 5), tower_units=(4,)),

@@ -1,4 +1,4 @@
-"""The same numbers as FuxiCTR and torch-rechub with the same weights, where they follow the formula.
+"""The same numbers as FuxiCTR and torch-rechub with the same weights, where those follow the paper.
 
 Where a library deviates, the test undoes the deviation and says so.
 """

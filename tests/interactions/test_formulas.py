@@ -21,10 +21,12 @@ from mtlfast.interactions import (
     FieldAttention,
     GatedCrossNetwork,
     MaskNet,
+    MemoNetInteraction,
     ProjectedInteraction,
     SqueezeExcitation,
     XDeepFM,
 )
+from mtlfast.ops import multi_hash_indices
 
 B, N, D, G = 3, 4, 6, 3
 relu, sigmoid = torch.relu, torch.sigmoid
@@ -382,3 +384,81 @@ def test_bilinear_with_the_identity_sums_to_the_fm_vector():
         module.weight.copy_(torch.eye(D))
     total = module(fields).view(B, -1, D).sum(dim=1)
     torch.testing.assert_close(total, FactorizationMachine(N, D)(fields))
+
+
+MEMONET = {
+    "shrunk": {},
+    "softmax": {"shrinking": "softmax", "temperature": 0.5},
+    "pairs": {"shrinking": "none", "num_hashes": 1},
+    "summed_wide": {"shrinking": "sum", "codeword_dim": 3, "selected": [3, 0, 1]},
+    "two_blocks": {"num_blocks": 2, "restoring": "attentive", "sharing": "private"},
+}
+
+
+@pytest.mark.parametrize("name", MEMONET)
+def test_memonet(name):
+    options = {"num_codewords": 20, "num_hashes": 2, "num_modules": G, **MEMONET[name]}
+    torch.manual_seed(0)
+    module = MemoNetInteraction(N, D, **options).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    fields = make_fields().requires_grad_()
+    ids = torch.randint(0, 50, (B, N), generator=torch.Generator().manual_seed(2))
+    expected = torch.stack(
+        [
+            torch.stack([memonet(module, g, v, i) for v, i in zip(fields, ids, strict=True)])
+            for g in range(G)
+        ]
+    )
+    found = module(fields, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    leaves = [fields, *module.parameters()]
+    weight = torch.randn_like(expected)
+    grads = torch.autograd.grad((found * weight).sum(), leaves)
+    truth = torch.autograd.grad((expected * weight).sum(), leaves)
+    for grad, true in zip(grads, truth, strict=True):
+        torch.testing.assert_close(grad, true, rtol=1e-8, atol=1e-9)
+    module.select([2, 0])
+    torch.testing.assert_close(module(fields, ids), found[[2, 0]], rtol=1e-12, atol=1e-12)
+
+
+def memonet(module, g, v, ids):
+    chosen = module.selected.tolist()
+    parts = [v.flatten()]
+    for block in range(module.num_blocks):
+        book = module.codebooks[g * module.num_blocks + block]
+        parts.append(hcnet(book, block, v[chosen], ids[chosen]).flatten())
+    return torch.cat(parts)
+
+
+def hcnet(book, block, v, ids):
+    n, m = len(v), book.num_hashes
+    pairs = list(combinations(range(n), 2))
+    total = multi_hash_indices(  # the first hash functions are those of the blocks before
+        ids[None], book.num_codewords, num_hashes=(block + 1) * m, order=2
+    )[0]
+    index = total[:, block * m :]
+    crosses = []
+    for p, (i, j) in enumerate(pairs):
+        words = [book.codebook[0, s if book.sharing == "private" else 0] for s in range(m)]
+        word = torch.cat([words[s][index[p, s]] for s in range(m)])
+        if book.restoring == "attentive":
+            attend = book.attend[0]
+            both = torch.cat((v[i], v[j]))
+            word = word * (attend.linear2.weight @ relu(attend.linear1.weight @ both))
+        crosses.append(book.restore.weight @ word)
+    if book.shrinking == "none":
+        return torch.stack(crosses)
+    weights = torch.ones(len(pairs), dtype=v.dtype)
+    if book.shrinking != "sum":
+        shrink = book.shrink[0]
+        weights = shrink.linear2.weight @ relu(shrink.linear1.weight @ v.flatten())
+    out = []
+    for f in range(n):
+        mine = [p for p, pair in enumerate(pairs) if f in pair]
+        share = weights[mine]
+        if book.shrinking == "softmax":
+            share = torch.softmax(share / book.temperature, 0)
+        out.append(sum(a * crosses[p] for a, p in zip(share, mine, strict=True)))
+    return torch.stack(out)

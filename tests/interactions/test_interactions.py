@@ -39,7 +39,7 @@ SMALL = {
     "memonet": {"num_codewords": 50},
     "dhen": {"modules": ["dcn_m", {"name": "mlp", "units": [6]}, "attention"]},
 }
-METHODS = [name for name in INTERACTION_CONFIGS]
+METHODS = list(INTERACTION_CONFIGS)
 
 
 def config(name: str) -> InteractionConfig:
