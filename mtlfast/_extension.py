@@ -1,7 +1,8 @@
 """Loads the native part of mtlfast, or finds out why it cannot be had.
 
-Two libraries lie in the package: `lib/libmtlfast_cpu.so` registers the ops with torch, and the
-module `mtlfast._C` holds helpers that are not tensor ops. Nothing is ever built here.
+In the package lie `lib/libmtlfast_cpu.so`, which registers the ops with torch, the module
+`mtlfast._C` with helpers that are not tensor ops, and, where it was built with nvcc,
+`lib/libmtlfast_cuda.so` with CUDA kernels for the same ops. Nothing is ever built here.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 _LIBRARY = Path(__file__).resolve().parent / "lib" / "libmtlfast_cpu.so"
+_CUDA_LIBRARY = _LIBRARY.with_name("libmtlfast_cuda.so")
 _MINIMUM_TORCH = (2, 11)
 
 _reason: str | None = None  # why the native part is unavailable; None once it is loaded
+_cuda_reason: str | None = None  # the same for the CUDA ops
 _module: Any = None
 
 
@@ -39,12 +42,28 @@ def _load() -> str:
     return ""
 
 
+def _load_cuda() -> str:
+    """Loads the CUDA ops; asks no device, so that nothing of CUDA is initialized by an import."""
+    if _reason:
+        return _reason
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if not _CUDA_LIBRARY.is_file():
+        return f"{_CUDA_LIBRARY.name} is not installed (this mtlfast was built without nvcc)"
+    try:
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+    except OSError as error:
+        return f"the library does not load: {error}"
+    return ""
+
+
 def load() -> None:
     """Loads the native part once; warns once where that fails. Called by `import mtlfast`."""
-    global _reason
+    global _reason, _cuda_reason
     if _reason is not None:
         return
     _reason = _load()
+    _cuda_reason = _load_cuda()
     if _reason:
         warnings.warn(
             f"mtlfast runs on its plain PyTorch reference, which is much slower: {_reason}. "
@@ -66,6 +85,23 @@ def why_unavailable() -> str:
     """Why the C++ ops are missing; the empty string where they are not."""
     load()
     return _reason or ""
+
+
+def cuda_ops_available() -> bool:
+    """Whether the CUDA C++ ops are registered with torch."""
+    load()
+    return _cuda_reason == ""
+
+
+def why_cuda_unavailable() -> str:
+    """Why the CUDA C++ ops are missing; the empty string where they are not."""
+    load()
+    return _cuda_reason or ""
+
+
+def cuda_library_built() -> bool:
+    """Whether this installation has `libmtlfast_cuda.so`, loaded or not."""
+    return _CUDA_LIBRARY.is_file()
 
 
 def native() -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import torch
 
 from .. import _extension
 from ..errors import bad
@@ -12,7 +15,10 @@ from ..errors import bad
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # The fused backends that auto tries on each kind of device, fastest first.
-_FUSED: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+_FUSED: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_OLDEST_CAPABILITY = (8, 0)  # what the GPU kernels are compiled for and checked with
 
 _checks = os.environ.get("MTLFAST_CHECK", "0") not in ("", "0")
 
@@ -59,7 +65,16 @@ def explain(op: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Explanat
     if found.backend == "cpu":
         capability = _extension.cpu_capability()
         found = found._replace(reason=f"{found.reason}; instruction set: {capability}")
+    if found.backend in ("triton", "cuda"):
+        found = found._replace(reason=f"{found.reason}; device: {_gpu()}")
     return found
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none, Triton interprets its kernels"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
 def choose(
@@ -100,13 +115,40 @@ def choose(
 
 def missing_obstacle(backend: str, device_type: str) -> str:
     """What stands against a backend whatever the op: not built, not loaded, another device."""
-    if backend != "cpu":
-        return "it is not part of this build"
-    if device_type != "cpu":
+    if backend == "triton":
+        return _triton_obstacle(device_type)
+    if device_type != backend:
         return f"the tensors are on {device_type}"
     if not _extension.cpu_ops_available():
         return f"the C++ ops are not loaded ({_extension.why_unavailable()})"
-    return ""
+    if backend == "cuda" and not _extension.cuda_ops_available():
+        return f"the CUDA ops are not loaded ({_extension.why_cuda_unavailable()})"
+    return _capability_obstacle() if backend == "cuda" else ""
+
+
+def _triton_obstacle(device_type: str) -> str:
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if device_type == "cuda":
+        return _capability_obstacle()
+    if device_type == "cpu" and interpreting():
+        return ""
+    return f"the tensors are on {device_type}"
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in Python, on any device: slow, for tests without a GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _capability_obstacle() -> str:
+    if not torch.cuda.is_available():  # a graph traced for a GPU elsewhere
+        return ""
+    found = torch.cuda.get_device_capability()
+    if found >= _OLDEST_CAPABILITY:
+        return ""
+    return f"compute capability {found[0]}.{found[1]} is below 8.0"
 
 
 def checks(enabled: bool) -> None:

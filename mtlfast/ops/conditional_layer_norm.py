@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _extension
 from .. import reference as _reference
 from ..reference.conditional_layer_norm import broadcast, check_arguments, output_dtype
-from . import _backend, _native
+from . import _backend, _native, _triton
 
 
 def conditional_layer_norm(
@@ -33,14 +33,14 @@ def conditional_layer_norm(
         y = scale * n + shift
 
     Leading dimensions broadcast as in NumPy and the last one, ``d``, is the same for all; any ``d``
-    runs fused. Rows of ``u`` that broadcast against scale and shift (``x [B, 1, M, d]`` with
-    ``scale [T, M, d]``) are normalised once. Strides may be anything; inputs are copied only where
-    the stride of the last dimension is not 1.
+    runs fused on CPU, up to 4096 on GPUs. On CPU rows of ``u`` that broadcast against scale and
+    shift (``x [B, 1, M, d]`` with ``scale [T, M, d]``) are normalised once. Strides may be
+    anything; inputs are copied only where the stride of the last dimension is not 1.
 
     Floating inputs may be float32, bfloat16, float16 or float64 and promote as torch does; float64
     runs on the reference. Under autocast the output has the autocast dtype, while scale, shift and
     all arithmetic are float32. Fused backends have first-order gradients for every input. On CPU,
-    results and gradients have the same bits for any number of threads.
+    results and gradients have the same bits for any number of threads, on GPUs in every run.
 
     Args:
         x: ``[..., d]``.
@@ -48,7 +48,8 @@ def conditional_layer_norm(
         shift: ``[..., d]``.
         residual: ``[..., d]``, added to ``x`` first; None adds nothing.
         eps: added to the variance.
-        backend: "auto", "cpu" (C++) or "reference"; see :func:`mtlfast.explain`.
+        backend: "auto", "cpu" (C++), "triton", "cuda" (C++) or "reference"; see
+            :func:`mtlfast.explain`.
 
     Returns:
         ``[..., d]``, contiguous.
@@ -65,8 +66,9 @@ def conditional_layer_norm(
         return _reference.conditional_layer_norm(x, scale, shift, residual=residual, eps=eps)
     # Statistics are written only where there will be a backward.
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    assert _cpu is not None  # _choose has seen to that
-    out, _, _ = _cpu(x, scale, shift, residual, float(eps), dtype, save)
+    run = _run_triton if chosen == "triton" else _run_cpp
+    assert run is not None  # _choose has seen to that
+    out, _, _ = run(x, scale, shift, residual, float(eps), dtype, save)
     return out
 
 
@@ -90,20 +92,42 @@ def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str
         missing = _backend.missing_obstacle(name, device)
         if missing:
             return missing
-        if not _HAS_CPU_OP:
-            return "this build has no C++ op of that name"
+        if name not in _BACKENDS:
+            return f"this build has no {name.upper()} op of that name"
         if any(tensor.dtype == torch.float64 for tensor in tensors):
             return "float64 is computed by the reference only"
+        if name != "cpu" and tensors[0].shape[-1] > GPU_MAX_D:
+            return f"d = {tensors[0].shape[-1]} is above {GPU_MAX_D}"
         return ""
 
     return _backend.choose("conditional_layer_norm", backend, device, obstacle)
 
 
-# ---- the C++ op: schema in csrc/schemas.cpp ----
+# ---- the ops: C++ (schema in csrc/schemas.cpp) and Triton ----
 
-_HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    "mtlfast::conditional_layer_norm_forward", "CPU"
+GPU_MAX_D = 4096  # a row is held in the registers of one block
+
+_FORWARD_SCHEMA = (
+    "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, ScalarType dtype, "
+    "bool save_for_backward) -> (Tensor, Tensor, Tensor)"
 )
+_BACKWARD_SCHEMA = (
+    "(Tensor grad_out, Tensor x, Tensor scale, Tensor shift, Tensor? residual, "
+    "Tensor mean, Tensor rstd, bool need_x, bool need_scale, bool need_shift, bool need_residual) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+# Those that have the op: "triton", and "cpu" and "cuda" as far as their libraries are loaded.
+_LOADED = {"cpu": _extension.cpu_ops_available(), "cuda": _extension.cuda_ops_available()}
+_BACKENDS = ["triton"] + [
+    name
+    for name, loaded in _LOADED.items()
+    if loaded
+    and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "mtlfast::conditional_layer_norm_forward", name.upper()
+    )
+]
 
 
 def _leading(a: Tensor, b: Tensor) -> tuple[int, ...]:
@@ -186,14 +210,17 @@ def _backward(
     return (*found, None, None, None)
 
 
-_cpu = (
-    _native.differentiable(
-        "conditional_layer_norm",
+def _differentiable(op: str) -> Callable[..., Any]:
+    return _native.differentiable(
+        op,
         fake_forward=_fake_forward,
         fake_backward=_fake_backward,
         setup_context=_setup_context,
         backward=_backward,
     )
-    if _HAS_CPU_OP
-    else None
+
+
+_run_triton = _differentiable(
+    _triton.define("conditional_layer_norm", _FORWARD_SCHEMA, _BACKWARD_SCHEMA)
 )
+_run_cpp = _differentiable("conditional_layer_norm") if "cpu" in _BACKENDS else None
