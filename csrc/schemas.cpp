@@ -47,4 +47,12 @@ STABLE_TORCH_LIBRARY(mtlfast, m) {
       "Tensor mean, Tensor rstd, "
       "bool need_x, bool need_scale, bool need_shift, bool need_residual) "
       "-> (" MTLFAST_TENSORS_4 ")");
+
+  // -> out [S, R, G / S, out] of rows x [S, R, in] and weights [G, out, in]
+  m.def("stacked_linear_forward(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+  // -> gradients of x, weight, bias
+  m.def(
+      "stacked_linear_backward("
+      "Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, Tensor out, bool relu, "
+      "bool need_x) -> (Tensor, Tensor, Tensor)");
 }

@@ -14,8 +14,9 @@ namespace MTLFAST_ISA {
 // Row strides of A are compile-time constants: with 24 rows in flight every broadcast is then one
 // base register plus a displacement. kTransposed reads A[k * lda + m] instead.
 constexpr int kTransposed = 0;
-// For a handful of rows (attention heads) whose stride is only known at run time.
+// For strides that are only known at run time; tiles have few enough rows to keep a pointer each.
 constexpr int kStrided = -1;
+constexpr int kMaxStridedRows = 6;
 
 struct GemmTile {
   const float* a;
@@ -109,7 +110,8 @@ MTLFAST_INLINE void gemm_tile_rows(int rows, const GemmTile& g) {
 template <int NV, int LDA>
 void gemm_columns(int rows, GemmTile g) {
   constexpr int kTileRows = kAccumulators / NV;
-  constexpr int kMaxRows = LDA == kStrided && kTileRows > 4 ? 4 : kTileRows;
+  constexpr int kMaxRows =
+      LDA == kStrided && kTileRows > kMaxStridedRows ? kMaxStridedRows : kTileRows;
   const int tiles = (rows + kMaxRows - 1) / kMaxRows;
   for (int tile = 0, row = 0; tile < tiles; ++tile) {
     const int count = (rows - row + tiles - tile - 1) / (tiles - tile);

@@ -9,41 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlfast.ops import stacked_linear
 
-def stacked_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False
-) -> Tensor:
-    """``G`` linear maps, of which each of ``S`` inputs feeds ``G / S`` consecutive ones.
-
-    Args:
-        x: ``[S, R, in]``, rows of ``S`` inputs.
-        weight: ``[G, out, in]``, each map in ``nn.Linear`` layout.
-        bias: ``[G, out]``.
-        relu: followed by a ReLU.
-
-    Returns:
-        ``[G, R, out]``, possibly a transposed view. The weights are never copied: the maps that
-        read the same input are one product.
-    """
-    groups, width, in_dim = weight.shape
-    streams, rows, _ = x.shape
-    per_stream = groups // streams
-    if streams == 1:
-        flat_bias = None if bias is None else bias.flatten()
-        out = F.linear(x[0], weight.view(groups * width, in_dim), flat_bias)
-        # In place, and before any view: in place on a view costs the backward a copy.
-        out = out.relu_() if relu else out
-        return out.view(rows, groups, width).transpose(0, 1)
-    grouped = weight.view(streams, per_stream * width, in_dim).transpose(1, 2)
-    if bias is None:
-        out = torch.bmm(x, grouped)
-    else:
-        out = torch.baddbmm(bias.view(streams, 1, per_stream * width), x, grouped)
-    out = out.relu_() if relu else out
-    if per_stream == 1:
-        return out
-    out = out.view(streams, rows, per_stream, width).transpose(1, 2)
-    return out.reshape(groups, rows, width)
+__all__ = ["StackedMLP", "stacked_linear"]
 
 
 class StackedMLP(nn.Module):

@@ -6,9 +6,9 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtlfast.errors import bad
+from mtlfast.ops import stacked_linear
 
 
 class TaskSpecificRefinement(nn.Module):
@@ -106,12 +106,9 @@ class TaskSpecificRefinement(nn.Module):
                 f"shape {list(interest.shape)}",
             )
         by_task = interest.transpose(0, 1)  # [T, B, M*d], a view
-        hidden = F.linear(sparse, self.sparse_weight.flatten(0, 1), self.bias1.flatten())
-        hidden = hidden.view(batch, self.num_tasks, self.hidden_dim).transpose(0, 1)
+        hidden = stacked_linear(sparse.unsqueeze(0), self.sparse_weight, self.bias1)
         hidden = torch.baddbmm(hidden, by_task, self.interest_weight.transpose(1, 2)).relu_()
-        gate = torch.baddbmm(
-            self.bias2.unsqueeze(1), hidden, self.weight2.transpose(1, 2)
-        ).sigmoid_()
+        gate = stacked_linear(hidden, self.weight2, self.bias2).sigmoid()
         gate_sparse, gate_interest = gate.split((self.sparse_dim, self.interest_dim), dim=-1)
         refined = torch.cat((gate_sparse * sparse, gate_interest * by_task), dim=-1)
         refined = refined.transpose(0, 1)

@@ -5,6 +5,7 @@ from ._backend import Explanation, checks, explain
 from .conditional_interest import conditional_interest
 from .conditional_layer_norm import conditional_layer_norm
 from .multi_hash_lookup import multi_hash_indices, multi_hash_lookup
+from .stacked_linear import stacked_linear
 
 __all__ = [
     "ConditionalTransformerWeights",
@@ -17,4 +18,5 @@ __all__ = [
     "field_crosses",
     "multi_hash_indices",
     "multi_hash_lookup",
+    "stacked_linear",
 ]

@@ -10,6 +10,7 @@ from .conditional_interest import (
 )
 from .conditional_layer_norm import conditional_layer_norm
 from .multi_hash_lookup import field_crosses, multi_hash_indices, multi_hash_lookup
+from .stacked_linear import stacked_linear
 
 __all__ = [
     "ConditionalTransformerWeights",
@@ -19,4 +20,5 @@ __all__ = [
     "field_crosses",
     "multi_hash_indices",
     "multi_hash_lookup",
+    "stacked_linear",
 ]
