@@ -21,7 +21,8 @@ class Batch:
 
     Attributes:
         sparse: int64 ``[B, F]``, one id per field; 0 is padding or unknown.
-        sequences: item ids (int64) of the M histories of U users, oldest first.
+        sequences: item ids (int64) of the M histories of U users, oldest first; ``None`` in data
+            without behaviors.
         labels: float32 ``[B, T]``, 0 or 1.
         user_index: int64 ``[B]`` with values in ``[0, U)``: whose histories a candidate uses;
             ``None`` means candidate i uses the histories of user i.
@@ -30,7 +31,7 @@ class Batch:
     """
 
     sparse: Tensor
-    sequences: JaggedSequences
+    sequences: JaggedSequences | None
     labels: Tensor
     user_index: Tensor | None = None
 
@@ -49,7 +50,9 @@ class Batch:
         sequences = self.sequences
         return Batch(
             sparse=fn(self.sparse),
-            sequences=JaggedSequences(
+            sequences=None
+            if sequences is None
+            else JaggedSequences(
                 fn(sequences.values),
                 fn(sequences.offsets),
                 sequences.num_behaviors,

@@ -22,8 +22,9 @@ class DatasetSpec:
         vocab_sizes: rows of each field's embedding table. Ids lie in ``[0, vocab_sizes[f])``;
             row 0 means padding or unknown and is never trained.
         item_field: column of ``Batch.sparse`` with the target item. The history sequences hold
-            ids of the same vocabulary.
-        behaviors: names of the M behavior sequences, in the order of ``Batch.sequences``.
+            ids of the same vocabulary. ``None`` where there are no behaviors.
+        behaviors: names of the M behavior sequences, in the order of ``Batch.sequences``; none in
+            data of sparse fields alone.
         max_lengths: longest sequence of each behavior, in items.
         tasks: names of the T tasks, the columns of ``Batch.labels``.
         task_parents: for each task the index of the task it follows in the funnel, or ``None``
@@ -38,7 +39,7 @@ class DatasetSpec:
     name: str
     fields: tuple[str, ...]
     vocab_sizes: tuple[int, ...]
-    item_field: int
+    item_field: int | None
     behaviors: tuple[str, ...]
     max_lengths: tuple[int, ...]
     tasks: tuple[str, ...]
@@ -54,7 +55,13 @@ class DatasetSpec:
             names = getattr(self, kind)
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind}: expected distinct names, found {names}")
-        if not 0 <= self.item_field < len(self.fields):
+        if self.item_field is None:
+            if self.behaviors:
+                raise ValueError(
+                    f"item_field: expected an index in [0, {len(self.fields)}) as there are "
+                    "behaviors, found None"
+                )
+        elif not 0 <= self.item_field < len(self.fields):
             raise ValueError(
                 f"item_field: expected an index in [0, {len(self.fields)}), found {self.item_field}"
             )
@@ -81,8 +88,8 @@ class DatasetSpec:
 
     @property
     def item_vocab_size(self) -> int:
-        """Rows of the item table, shared by the target item and all histories."""
-        return self.vocab_sizes[self.item_field]
+        """Rows of the item table, shared by the target item and all histories; 0 without one."""
+        return 0 if self.item_field is None else self.vocab_sizes[self.item_field]
 
     @property
     def max_length(self) -> int:

@@ -94,11 +94,15 @@ class MultiTaskHead(nn.Module, ABC):
         """Start every task's output bias at the log-odds of its positive rate."""
         if len(positive_rates) != self.num_tasks:
             raise bad("positive_rates", f"{self.num_tasks} rates", len(positive_rates))
-        rates = torch.tensor(positive_rates, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
         with torch.no_grad():
-            self.towers.bias.copy_(torch.logit(rates))
+            self.towers.bias.copy_(log_odds(positive_rates))
 
 
 def shared_rows(x: Tensor) -> Tensor:
     """``[S, B, D]`` as ``[1, S*B, D]``, the input of networks that serve all streams."""
     return x.reshape(1, x.shape[0] * x.shape[1], x.shape[2])
+
+
+def log_odds(rates: Sequence[float]) -> Tensor:
+    """``log(p / (1-p))`` in float64, of rates kept away from 0 and 1."""
+    return torch.logit(torch.tensor(rates, dtype=torch.float64).clamp(1e-6, 1 - 1e-6))

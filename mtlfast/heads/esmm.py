@@ -18,7 +18,7 @@ class ESMM(MultiTaskHead):
 
     Tower ``t`` models the probability of task ``t`` *given* its parent; the logit of a task is that
     of the product over the task and all its ancestors. With click and conversion these are pCTR
-    and ``pCTCVR = pCTR * pCVR``, and the cross-entropy of both logits is the paper's loss (Eq. 4):
+    and ``pCTCVR = pCTR * pCVR``, and the cross-entropy of both logits is the paper's loss:
     the conversion tower learns only through the product. The label of a task must imply that of its
     parent. Products are sums of logarithms, and so are their complements::
 

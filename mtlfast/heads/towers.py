@@ -36,7 +36,9 @@ class Towers(nn.Module):
             nn.init.xavier_uniform_(tower)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, B, in]`` to logits ``[B, T]``."""
-        x = self.hidden(x)
-        return stacked_linear(x, self.weight, self.bias.unsqueeze(1)).squeeze(-1).t()
+    def forward(self, x: Tensor, tasks: slice | None = None) -> Tensor:
+        """``[T, B, in]`` to logits ``[B, T]``; ``tasks`` computes only some of the ``T``."""
+        x = self.hidden(x, tasks)
+        chosen = slice(None) if tasks is None else tasks
+        weight, bias = self.weight[chosen], self.bias[chosen]
+        return stacked_linear(x, weight, bias.unsqueeze(1)).squeeze(-1).t()

@@ -13,7 +13,7 @@ from mtlfast.nn.stacked import stacked_linear
 
 
 class FieldAttention(Interaction):
-    """One interacting layer (AutoInt, Song et al., CIKM 2019, Eq. 5-8)::
+    """One interacting layer (AutoInt, Song et al., CIKM 2019)::
 
         y = relu( concat_h softmax(Q_h K_h^T / sqrt(d_h)) V_h + x W_res )
 

@@ -15,7 +15,7 @@ BilinearKind = Literal["all", "each", "interaction"]
 
 
 class BilinearInteraction(Interaction):
-    """``p_ij = (v_i W) * v_j`` for all ``i < j`` (FiBiNET, RecSys 2019, Eq. 6-8).
+    """``p_ij = (v_i W) * v_j`` for all ``i < j`` (FiBiNET, RecSys 2019).
 
     The output holds the pairs in lexicographic order, flattened: ``W = N(N-1)/2 * d``.
 

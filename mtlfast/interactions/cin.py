@@ -17,7 +17,7 @@ Activation = Literal["none", "relu"]
 
 
 class CompressedInteraction(Interaction):
-    """CIN (Lian et al., KDD 2018, Eq. 6 and 8)::
+    """CIN (Lian et al., KDD 2018, Eq. 6)::
 
         X^0 = the fields [N, d]
         X^k[c] = act( sum_ij W^k[c, i, j] (X^(k-1)[i] * X^0[j]) + b^k[c] )      [H_k, d]

@@ -247,7 +247,7 @@ class AttentionConfig(InteractionConfig):
 class MaskNetConfig(InteractionConfig):
     """Options of :class:`MaskNet`, which ends in its own layer of the common width.
 
-    The default is DTN's (KDD 2024, section 5.1.3): one mask block of 640 with layer norm, then a
+    The default is DTN's (arXiv 2408.11611): one mask block of 640 with layer norm, then a
     layer of ``output_dim`` with ReLU. ``preset="released"`` is that of its published code: two
     parallel blocks of 128 with aggregation width 256, no layer norm of the embeddings, a hidden
     layer of 256; the options that it sets are then ignored.

@@ -71,7 +71,7 @@ class CrossNetworkV2(DeepAndCross):
 
 
 class CrossNetworkMix(DeepAndCross):
-    """Cross layers as a mixture of ``K`` low-rank experts (DCN-M, WWW 2021, Eq. 5-6)::
+    """Cross layers as a mixture of ``K`` low-rank experts (DCN-M, WWW 2021)::
 
         x_(l+1) = sum_k softmax_k(x_l g_k) x_0 * ( tanh(tanh(x_l V_lk) C_lk) U_lk^T + b_l ) + x_l
 

@@ -82,7 +82,7 @@ class DHENLayer(nn.Module):
 
 
 class DHEN(Interaction):
-    """Layers of heterogeneous interactions (DHEN, Zhang et al., DLP-KDD 2022, Eq. 2-3)::
+    """Layers of heterogeneous interactions (DHEN, Zhang et al., DLP-KDD 2022)::
 
         X_0 = the fields [N, d]
         X_(k+1) = LN( ensemble_i( module_i(X_k) ) + shortcut(X_k) )              [L, d]

@@ -15,7 +15,7 @@ from mtlfast.nn.stacked import StackedMLP
 
 
 class FiBiNET(Interaction):
-    """``bilinear(E) || bilinear'(SENet(E))``, then an MLP (Huang et al., RecSys 2019, Eq. 9).
+    """``bilinear(E) || bilinear'(SENet(E))``, then an MLP (Huang et al., RecSys 2019).
 
     Args:
         num_fields: ``N``, at least 2.

@@ -11,7 +11,7 @@ def fm_vector(fields: Tensor) -> Tensor:
     """``0.5 * ((sum_f v_f)^2 - sum_f v_f^2)``: ``[..., N, d]`` to ``[..., d]``.
 
     The sum of its elements is the sum of the inner products of all pairs of fields
-    (Rendle, ICDM 2010, Eq. 1 and Lemma 3.1).
+    (Rendle, ICDM 2010, Eq. 1).
     """
     return 0.5 * (fields.sum(dim=-2).square() - fields.square().sum(dim=-2))
 

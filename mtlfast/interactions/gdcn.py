@@ -13,7 +13,7 @@ from mtlfast.nn.stacked import stacked_linear
 
 
 class GatedCrossNetwork(DeepAndCross):
-    """Gated cross layers (GDCN, Wang et al., CIKM 2023, Eq. 2)::
+    """Gated cross layers (GDCN, Wang et al., CIKM 2023)::
 
         x_(l+1) = x_0 * (x_l Wc_l + b_l) * sigmoid(x_l Wg_l) + x_l
 

@@ -18,7 +18,7 @@ MaskStructure = Literal["serial", "parallel"]
 
 
 class MaskBlocks(nn.Module):
-    """``G * K`` mask blocks of one shape, each with its own mask (MaskNet Eq. 5-7)::
+    """``G * K`` mask blocks of one shape, each with its own mask (MaskNet)::
 
         mask = relu(v Wa + ca) Wp + cp             v: the embeddings [D], never layer-normed
         MB(v, h) = relu( LN( (mask * h) Wb ) )     mask and h [P], MB [units]

@@ -27,7 +27,7 @@ class MemoNetInteraction(Interaction):
         codeword_dim: width of a codeword; ``d`` when None.
         num_hashes: hash functions ``m`` of each block.
         num_blocks: independent HCNets, each with its own codebooks and hash functions, side by side
-            (the "2 HCNets" of DTN, KDD 2024, section 5.1.3, in one reading; the other is
+            (the "2 HCNets" of DTN in one reading; the other is
             ``num_hashes=2``).
         orders, sharing, restoring, shrinking, temperature, key_fields, hash, sparse_grad, backend:
             see :class:`MultiHashCodebook`; ``key_fields`` number the selected fields.

@@ -17,7 +17,7 @@ Excitation = Literal["relu", "sigmoid"]
 
 
 class SqueezeExcitation(Interaction):
-    """SENet over fields (Hu et al., CVPR 2018; FiBiNET, RecSys 2019, Eq. 2-4)::
+    """SENet over fields (Hu et al., CVPR 2018; FiBiNET, RecSys 2019)::
 
         z_f = mean over d of v_f                      (or max)
         A = act( relu(z Q1) Q2 )                      Q1 [N, N/r], Q2 [N/r, N], no biases

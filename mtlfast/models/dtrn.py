@@ -132,6 +132,8 @@ class DTRN(nn.Module):
         super().__init__()
         config = DTRNConfig() if config is None else config
         num_tasks, num_behaviors = len(spec.task_parents), len(spec.max_lengths)
+        if spec.item_field is None or not num_behaviors:
+            raise bad("spec", "data with an item field and at least one behavior", "data without")
         if config.task_weights is not None and len(config.task_weights) != num_tasks:
             raise bad("task_weights", f"{num_tasks} weights", len(config.task_weights))
         d = config.embed_dim

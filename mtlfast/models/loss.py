@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mtlfast.errors import bad
 
 
-def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def task_losses(logits: Tensor, labels: Tensor, positive_weights: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of every task ``[T]``, the mean over the batch, in float32.
 
     DTRN (CIKM 2023) Eq. 11.
@@ -16,10 +16,13 @@ def task_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: ``[B, T]``.
         labels: ``[B, T]``, 0 or 1.
+        positive_weights: ``[T]``, of the positive samples' terms; 1 when None.
     """
     if labels.shape != logits.shape:
         raise bad("labels", f"shape {list(logits.shape)}", f"shape {list(labels.shape)}")
     # Low precision costs nothing here and would cost accuracy in rare tasks.
     logits = logits.float() if logits.element_size() < 4 else logits
-    losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    losses = F.binary_cross_entropy_with_logits(
+        logits, labels.to(logits), reduction="none", pos_weight=positive_weights
+    )
     return losses.mean(dim=0)

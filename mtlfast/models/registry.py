@@ -9,8 +9,11 @@ from typing import Any
 from torch import nn
 
 from mtlfast.errors import bad
+from mtlfast.models.dtn import DTN, DTNConfig
 from mtlfast.models.dtrn import DTRN, DTRNConfig
+from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec
+from mtlfast.models.tfi import TFI, TFIConfig
 from mtlfast.nn import InterestFunction
 
 
@@ -25,6 +28,11 @@ class ModelEntry:
     config_class: type[Any]
 
 
+_DTN_PAPER = (
+    "DTN: Deep Multiple Task-specific Feature Interactions Network for Multi-Task "
+    "Recommendation, arXiv 2408.11611"
+)
+
 _ENTRIES = (
     ModelEntry(
         "dtrn",
@@ -32,6 +40,34 @@ _ENTRIES = (
         "Deep Task-specific Bottom Representation Network for Multi-Task Recommendation, CIKM 2023",
         DTRN,
         DTRNConfig,
+    ),
+    ModelEntry(
+        "dtn",
+        "interaction modules per task and shared ones, gates over them, a graph of tasks",
+        _DTN_PAPER,
+        DTN,
+        DTNConfig,
+    ),
+    ModelEntry(
+        "tfi",
+        "CGC with interaction modules of one method as experts",
+        _DTN_PAPER,
+        TFI,
+        TFIConfig,
+    ),
+    ModelEntry(
+        "sfm",
+        "one shared set of interaction modules, then a multi-task head",
+        _DTN_PAPER,
+        SFM,
+        SFMConfig,
+    ),
+    ModelEntry(
+        "mtl",
+        "a multi-task head on the embedded fields; head.name chooses which",
+        "the baselines of both papers: ShareBottom, MMoE, PLE, AITM, ESMM, SingleTask",
+        MTL,
+        MTLConfig,
     ),
 )
 

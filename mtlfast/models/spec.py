@@ -17,8 +17,11 @@ class DataSpec(Protocol):
         """Rows of each field's embedding table, row 0 (padding or unknown) included."""
 
     @property
-    def item_field(self) -> int:
-        """The field with the target item; sequences hold ids of the same vocabulary."""
+    def item_field(self) -> int | None:
+        """The field with the target item; sequences hold ids of the same vocabulary.
+
+        None where there are no sequences.
+        """
 
     @property
     def max_lengths(self) -> Sequence[int]:
@@ -39,20 +42,18 @@ class Sizes:
 
     Args:
         vocab_sizes: rows of each field's table.
-        item_field: the field with the target item.
-        max_lengths: longest sequence of each of the ``M`` behaviors.
+        item_field: the field with the target item; None without behaviors.
+        max_lengths: longest sequence of each of the ``M`` behaviors; empty without.
         task_parents: for each of the ``T`` tasks its parent, None for a root.
         positive_rates: share of positive labels per task; empty when unknown.
     """
 
     vocab_sizes: tuple[int, ...]
-    item_field: int
+    item_field: int | None
     max_lengths: tuple[int, ...]
     task_parents: tuple[int | None, ...]
     positive_rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.max_lengths:
-            raise bad("max_lengths", "at least one behavior", "none")
         if not self.task_parents:
             raise bad("task_parents", "at least one task", "none")

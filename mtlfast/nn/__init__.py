@@ -2,6 +2,7 @@
 
 from mtlfast.nn.conditional_transformer import ConditionalTransformer, InterestFunction
 from mtlfast.nn.feature_embedding import EmbeddedFeatures, FeatureEmbedding
+from mtlfast.nn.field_embedding import FieldEmbedding
 from mtlfast.nn.hypernetwork import LayerNormHypernetwork
 from mtlfast.nn.multi_hash_codebook import MultiHashCodebook
 from mtlfast.nn.stacked import StackedMLP, stacked_linear
@@ -12,6 +13,7 @@ __all__ = [
     "ConditionalTransformer",
     "EmbeddedFeatures",
     "FeatureEmbedding",
+    "FieldEmbedding",
     "InterestFunction",
     "LayerNormHypernetwork",
     "MultiHashCodebook",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from mtlfast.errors import bad, can_read
 from mtlfast.jagged import JaggedSequences
+from mtlfast.nn.field_embedding import FieldEmbedding
 
 
 class EmbeddedFeatures(NamedTuple):
@@ -24,16 +24,11 @@ class EmbeddedFeatures(NamedTuple):
     """Embeddings ``[N, d]``."""
 
 
-class FeatureEmbedding(nn.Module):
-    """One embedding width for every field, DTRN (CIKM 2023) section 3.2.
+class FeatureEmbedding(FieldEmbedding):
+    """:class:`FieldEmbedding` of fields and histories, DTRN (CIKM 2023) section 3.2.
 
-    The tables of all fields, and of the sequences where they have their own, lie one behind the
-    other in ``weight [rows, d]``, so that the fields and all tokens of a batch are one lookup and
-    their gradient is one tensor. :meth:`table` gives the part of one field.
-
-    Id 0 (padding or unknown) of every field is the zero vector and gets no gradient. An id outside
-    its field's table is a ValueError in eager mode on CPU; compiled and on other devices nothing
-    is read back, and such an id counts as unknown.
+    The tables of the sequences, where they have their own, lie behind those of the fields, so that
+    the fields and all tokens of a batch are one lookup. Token ids follow the rules of the fields'.
 
     Args:
         vocab_sizes: rows ``K_f`` of each field's table, row 0 included.
@@ -47,8 +42,7 @@ class FeatureEmbedding(nn.Module):
         init_std: standard deviation of the initial weights.
     """
 
-    offsets: Tensor
-    sizes: Tensor
+    token_offsets: Tensor
 
     def __init__(
         self,
@@ -61,52 +55,25 @@ class FeatureEmbedding(nn.Module):
         sparse_grad: bool = False,
         init_std: float = 0.01,
     ) -> None:
-        super().__init__()
-        if not vocab_sizes or any(size < 1 for size in vocab_sizes):
-            raise bad("vocab_sizes", "at least one field of positive size", list(vocab_sizes))
-        if not 0 <= item_field < len(vocab_sizes):
+        if vocab_sizes and not 0 <= item_field < len(vocab_sizes):
             raise bad("item_field", f"a field in [0, {len(vocab_sizes)})", item_field)
-        for name, size in (("embed_dim", embed_dim), ("num_behaviors", num_behaviors)):
-            if size < 1:
-                raise bad(name, "a positive int", size)
-        self.vocab_sizes = tuple(vocab_sizes)
-        self.embed_dim = embed_dim
+        if num_behaviors < 1:
+            raise bad("num_behaviors", "a positive int", num_behaviors)
+        own_tables = bool(vocab_sizes) and not share_item_table
+        super().__init__(
+            vocab_sizes,
+            embed_dim,
+            more_tables=[vocab_sizes[item_field]] * num_behaviors if own_tables else (),
+            sparse_grad=sparse_grad,
+            init_std=init_std,
+        )
         self.item_field = item_field
         self.num_behaviors = num_behaviors
         self.share_item_table = share_item_table
-        self.sparse_grad = sparse_grad
-        self.init_std = init_std
-
-        item_size = self.vocab_sizes[item_field]
-        self._table_sizes = list(self.vocab_sizes)
-        if not share_item_table:
-            self._table_sizes += [item_size] * num_behaviors
-        starts = [0]
-        for size in self._table_sizes:
-            starts.append(starts[-1] + size)
-        self._starts = starts
-        num_fields = len(self.vocab_sizes)
-        token_starts = starts[num_fields:-1] if not share_item_table else []
-        self.register_buffer("offsets", torch.tensor(starts[:num_fields]), persistent=False)
-        self.register_buffer("sizes", torch.tensor(self.vocab_sizes), persistent=False)
+        token_starts = self._starts[len(self.vocab_sizes) : -1] if own_tables else []
         self.register_buffer(
             "token_offsets", torch.tensor(token_starts, dtype=torch.int64), persistent=False
         )
-        self.token_offsets: Tensor
-        self.weight = nn.Parameter(torch.empty(starts[-1], embed_dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """``N(0, init_std^2)``; row 0 of every table zero."""
-        nn.init.normal_(self.weight, std=self.init_std)
-        with torch.no_grad():
-            self.weight[torch.tensor(self._starts[:-1])] = 0.0
-
-    def table(self, field: int) -> Tensor:
-        """The rows ``[K_f, d]`` of one field (a view)."""
-        if not 0 <= field < len(self.vocab_sizes):
-            raise bad("field", f"a field in [0, {len(self.vocab_sizes)})", field)
-        return self.weight[self._starts[field] : self._starts[field + 1]]
 
     def sequence_table(self, behavior: int) -> Tensor:
         """The rows ``[K_item, d]`` that the tokens of one behavior use (a view)."""
@@ -117,7 +84,9 @@ class FeatureEmbedding(nn.Module):
         first = len(self.vocab_sizes) + behavior
         return self.weight[self._starts[first] : self._starts[first + 1]]
 
-    def forward(self, sparse: Tensor, sequences: JaggedSequences) -> EmbeddedFeatures:
+    def forward(  # type: ignore[override]  # it embeds the histories as well
+        self, sparse: Tensor, sequences: JaggedSequences
+    ) -> EmbeddedFeatures:
         """Embed a batch.
 
         Args:
@@ -127,9 +96,7 @@ class FeatureEmbedding(nn.Module):
         Raises:
             ValueError: wrong shapes; ids out of range where they can be read.
         """
-        num_fields = len(self.vocab_sizes)
-        if sparse.dim() != 2 or sparse.shape[1] != num_fields:
-            raise bad("sparse", f"shape [B, {num_fields}]", list(sparse.shape))
+        self._check_shape(sparse)
         tokens = sequences.values
         if tokens.dim() != 1 or tokens.is_floating_point():
             raise bad("sequences", "item ids of shape [N]", f"{tokens.dtype} {list(tokens.shape)}")
@@ -137,11 +104,10 @@ class FeatureEmbedding(nn.Module):
             raise bad("sequences", f"{self.num_behaviors} behaviors", sequences.num_behaviors)
         item_size = self.vocab_sizes[self.item_field]
         if can_read(sparse):
-            self._check_ids(sparse, tokens)
+            self._check_ids(sparse)
+            self._check_tokens(tokens, item_size)
 
-        # Everything that is no id of its table goes to row 0, which is zero and never trained.
-        known = (sparse > 0) & (sparse < self.sizes)
-        field_rows = torch.where(known, sparse + self.offsets, 0)
+        field_rows = self._rows(sparse)
         if self.share_item_table:
             token_rows = tokens + self._starts[self.item_field]
         else:
@@ -149,36 +115,19 @@ class FeatureEmbedding(nn.Module):
             token_rows = tokens + self.token_offsets[behavior]
         token_rows = torch.where((tokens > 0) & (tokens < item_size), token_rows, 0)
 
-        rows = torch.cat((field_rows.flatten(), token_rows))
-        out = F.embedding(rows, self.weight, padding_idx=0, sparse=self.sparse_grad)
+        out = self._lookup(torch.cat((field_rows.flatten(), token_rows)))
         # split, not two slices: its backward is one concatenation.
         fields, embedded = out.split((field_rows.numel(), token_rows.numel()))
-        fields = fields.view(-1, num_fields, self.embed_dim)
+        fields = fields.view(-1, len(self.vocab_sizes), self.embed_dim)
         return EmbeddedFeatures(fields, fields[:, self.item_field], sequences.with_values(embedded))
 
-    def _check_ids(self, sparse: Tensor, tokens: Tensor) -> None:
-        if sparse.shape[0]:
-            low, high = torch.aminmax(sparse, dim=0)
-            if bool(((low < 0) | (high >= self.sizes)).any()):
-                wrong = (sparse < 0) | (sparse >= self.sizes)
-                row, field = wrong.nonzero()[0].tolist()
-                raise bad(
-                    "sparse",
-                    f"ids in [0, {self.vocab_sizes[field]}) in field {field}",
-                    f"sparse[{row}, {field}] = {int(sparse[row, field])}",
-                )
-        if tokens.shape[0]:
-            size = self.vocab_sizes[self.item_field]
-            low, high = torch.aminmax(tokens)
-            if int(low) < 0 or int(high) >= size:
-                at = int(((tokens < 0) | (tokens >= size)).nonzero()[0])
-                raise bad(
-                    "sequences", f"item ids in [0, {size})", f"values[{at}] = {int(tokens[at])}"
-                )
+    def _check_tokens(self, tokens: Tensor, size: int) -> None:
+        if not tokens.shape[0]:
+            return
+        low, high = torch.aminmax(tokens)
+        if int(low) < 0 or int(high) >= size:
+            at = int(((tokens < 0) | (tokens >= size)).nonzero()[0])
+            raise bad("sequences", f"item ids in [0, {size})", f"values[{at}] = {int(tokens[at])}")
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.weight.shape[0]} rows, embed_dim={self.embed_dim}, "
-            f"fields={len(self.vocab_sizes)}, share_item_table={self.share_item_table}, "
-            f"sparse_grad={self.sparse_grad}"
-        )
+        return f"{super().extra_repr()}, share_item_table={self.share_item_table}"

@@ -47,9 +47,14 @@ class StackedMLP(nn.Module):
                 nn.init.xavier_uniform_(network)
             nn.init.zeros_(bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[S, R, in]`` to ``[G, R, out]``; ``S`` divides ``G``, see :func:`stacked_linear`."""
+    def forward(self, x: Tensor, networks: slice | None = None) -> Tensor:
+        """``[S, R, in]`` to ``[G, R, out]``; ``S`` divides ``G``, see :func:`stacked_linear`.
+
+        ``networks`` computes only some of the ``G``, which ``G`` then stands for.
+        """
         for weight, bias in zip(self.weights, self.biases, strict=True):
+            if networks is not None:
+                weight, bias = weight[networks], bias[networks]
             x = stacked_linear(x, weight, bias, relu=True)
             if self.dropout:
                 x = F.dropout(x, self.dropout, self.training)

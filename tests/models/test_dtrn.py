@@ -396,7 +396,8 @@ def test_the_data_sets_spec_fits():
 
 
 def test_sizes_are_checked():
-    with pytest.raises(ValueError, match="max_lengths: expected at least one behavior"):
-        Sizes((3,), 0, (), (None,))
+    for sizes in (Sizes((3,), 0, (), (None,)), Sizes((3,), None, (4,), (None,))):
+        with pytest.raises(ValueError, match="spec: expected data with an item field and"):
+            DTRN(sizes)
     with pytest.raises(ValueError, match="task_parents: expected at least one task"):
         Sizes((3,), 0, (4,), ())

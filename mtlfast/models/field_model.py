@@ -1,0 +1,136 @@
+"""What models on sparse fields alone have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mtlfast._config import from_mapping, to_mapping
+from mtlfast.errors import bad
+from mtlfast.interactions import FieldSizes
+from mtlfast.jagged import JaggedSequences
+from mtlfast.models.loss import task_losses
+from mtlfast.models.spec import DataSpec
+from mtlfast.nn import FieldEmbedding, InterestFunction
+
+C = TypeVar("C", bound="FieldModelConfig")
+
+
+@dataclass(frozen=True)
+class FieldModelConfig:
+    """Options of every model on sparse fields.
+
+    Args:
+        embed_dim: embedding width ``d`` of every field.
+        init_std: standard deviation of the initial embeddings.
+        task_weights: weight of each task's loss; 1 each when None.
+        positive_weights: weight of the positive samples within each task's loss; 1 when None.
+        prior_bias: start the output biases at the log-odds of the data's positive rates.
+        sparse_grad: sparse gradient of the embedding table.
+        backend: implementation of the fused ops.
+
+    Raises:
+        ValueError: naming the field.
+    """
+
+    embed_dim: int = 16
+    init_std: float = 0.01
+    task_weights: tuple[float, ...] | None = None
+    positive_weights: tuple[float, ...] | None = None
+    prior_bias: bool = True
+    sparse_grad: bool = False
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1:
+            raise bad("embed_dim", "a positive int", self.embed_dim)
+        if not self.init_std >= 0:
+            raise bad("init_std", "at least 0", self.init_std)
+        for name in ("task_weights", "positive_weights"):
+            weights = getattr(self, name)
+            if weights is not None and not all(w >= 0 for w in weights):
+                raise bad(name, "weights of at least 0", list(weights))
+
+    @classmethod
+    def from_dict(cls: type[C], data: Mapping[str, Any], where: str = "config") -> C:
+        """From plain values, as YAML gives them; errors name the field by its path."""
+        return from_mapping(cls, data, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the inverse of :meth:`from_dict`."""
+        return to_mapping(self)
+
+
+class FieldModel(nn.Module, ABC):
+    """Embeds the sparse fields; a subclass makes logits of them. Histories are not read.
+
+    Args:
+        spec: sizes of the data, :class:`mtlfast.data.DatasetSpec` or :class:`Sizes`.
+        config: options.
+        backend: overrides ``config.backend``.
+    """
+
+    task_weights: Tensor | None
+    positive_weights: Tensor | None
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        config: FieldModelConfig,
+        backend: str | InterestFunction | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_tasks = len(spec.task_parents)
+        self.num_fields = len(spec.vocab_sizes)
+        self.embedding = FieldEmbedding(
+            spec.vocab_sizes,
+            config.embed_dim,
+            sparse_grad=config.sparse_grad,
+            init_std=config.init_std,
+        )
+        self.input_dim = self.num_fields * config.embed_dim
+        self.field_sizes = FieldSizes(
+            config.embed_dim,
+            tuple(spec.vocab_sizes),
+            backend=backend if isinstance(backend, str) else config.backend,
+        )
+        for name in ("task_weights", "positive_weights"):
+            weights = getattr(config, name)
+            if weights is not None and len(weights) != self.num_tasks:
+                raise bad(name, f"{self.num_tasks} weights", len(weights))
+            tensor = None if weights is None else torch.tensor(weights)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(
+        self,
+        sparse: Tensor,
+        sequences: JaggedSequences | None = None,
+        user_index: Tensor | None = None,
+    ) -> Tensor:
+        """Logits ``[B, T]``.
+
+        Args:
+            sparse: int64 ids ``[B, F]``.
+            sequences, user_index: not read; every model takes a batch in the same way.
+        """
+        return self.logits(self.embedding(sparse), sparse)
+
+    @abstractmethod
+    def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
+        """Logits ``[B, T]`` from embeddings ``[B, F, d]`` and their ids ``[B, F]``."""
+
+    def extra_loss(self, logits: Tensor) -> Tensor | None:
+        """What the model adds to the loss of the tasks."""
+        return None
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted sum of the tasks' mean binary cross-entropies, plus the model's own term."""
+        losses = task_losses(logits, labels, self.positive_weights)
+        loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
+        extra = self.extra_loss(logits)
+        return loss if extra is None else loss + extra
