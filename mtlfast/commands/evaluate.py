@@ -29,6 +29,7 @@ examples:
 _SETTINGS = (
     "data",
     "data_options",
+    "on_error",
     "backend",
     "batch_size",
     "precision",

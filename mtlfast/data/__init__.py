@@ -1,26 +1,30 @@
-"""Data sources: ragged multi-behavior batches for multi-task models.
+"""Data sources: batches for multi-task models, with or without ragged histories.
 
 Knows nothing of ops, modules or models; it only makes :class:`Batch` objects.
 """
 
 from mtlfast.data.batch import Batch
+from mtlfast.data.census_source import CensusSource
 from mtlfast.data.event_log import EventLog, read_event_log
 from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
 from mtlfast.data.open_source import SOURCES, open_source
 from mtlfast.data.source import BatchStream, DataSource
 from mtlfast.data.spec import DatasetSpec
 from mtlfast.data.synthetic import SyntheticSource
+from mtlfast.data.table_source import TableSource
 
 __all__ = [
     "SOURCES",
     "Batch",
     "BatchStream",
+    "CensusSource",
     "DataSource",
     "DatasetSpec",
     "EventLog",
     "EventLogConfig",
     "EventLogSource",
     "SyntheticSource",
+    "TableSource",
     "open_source",
     "read_event_log",
 ]

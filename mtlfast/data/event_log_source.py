@@ -99,6 +99,7 @@ class EventLogSource(DataSource):
             raise ValueError(f"seed: expected at least 0, found {seed}")
         self.config = config
         self.seed = seed
+        self.skipped = log.skipped
         self._order: tuple[int, Ints] | None = None
 
         rows = np.flatnonzero(log.behavior == config.behaviors.index(config.impression))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtlfast.data.census_source import CensusSource
 from mtlfast.data.event_log import read_event_log
 from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
 from mtlfast.data.source import DataSource
@@ -23,6 +24,8 @@ SOURCES = {
     "synthetic:tenrec": "generated, shaped like Tenrec QK-Video-1M: 4 tasks, 5 behaviors, 5 fields",
     "synthetic:ecommerce": "generated, shaped like an ad log: 4 tasks in a funnel, 5 behaviors",
     "deskdrop:PATH": "parquet event log (file or folder); without PATH $MTLFAST_DATA/deskdrop",
+    "census:PATH": "folder with the files of Census-Income (KDD), raw or parquet; 2 tasks, 39 "
+    "fields; without PATH $MTLFAST_DATA/census-income-kdd",
 }
 
 
@@ -32,7 +35,8 @@ def open_source(name: str, **options: Any) -> DataSource:
     Args:
         name: one of :data:`SOURCES`.
         options: for the synthetic ones see ``SyntheticSource``; for event logs those of
-            ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``.
+            ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for Census-Income
+            see ``CensusSource``.
 
     Raises:
         ValueError: for an unknown name or option (saying which exist), or for bad data.
@@ -44,6 +48,9 @@ def open_source(name: str, **options: Any) -> DataSource:
         return _synthetic(ECOMMERCE, options)
     if kind == "deskdrop":
         return _deskdrop(rest, options)
+    if kind == "census":
+        _check_options(options, [name for name in _keywords(CensusSource) if name != "path"])
+        return CensusSource(_folder(rest, kind, "census-income-kdd"), **options)
     known = "".join(f"\n  {source:20} {text}" for source, text in SOURCES.items())
     raise ValueError(f"data source: expected one of{known}\nfound {name!r}")
 
@@ -61,7 +68,7 @@ def _deskdrop(path: str, options: dict[str, Any]) -> DataSource:
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     config = EventLogConfig(**{"cut": _DESKDROP_CUT, **given})
     log = read_event_log(
-        _folder(path),
+        _folder(path, "deskdrop", "deskdrop"),
         len(config.behaviors),
         context_columns=config.context_columns,
         on_error=options.get("on_error", "raise"),
@@ -69,16 +76,16 @@ def _deskdrop(path: str, options: dict[str, Any]) -> DataSource:
     return EventLogSource(log, config, seed=options.get("seed", 0), name="deskdrop")
 
 
-def _folder(path: str) -> Path:
+def _folder(path: str, kind: str, name: str) -> Path:
     if path:
         return Path(path).expanduser()
     root = os.environ.get(_DATA_FOLDER)
     if not root:
         raise ValueError(
-            "data source: expected deskdrop:PATH, or deskdrop with the environment variable "
-            f"{_DATA_FOLDER} naming a folder that holds deskdrop/, found neither"
+            f"data source: expected {kind}:PATH, or {kind} with the environment variable "
+            f"{_DATA_FOLDER} naming a folder that holds {name}/, found neither"
         )
-    return Path(root) / "deskdrop"
+    return Path(root) / name
 
 
 def _keywords(target: Callable[..., Any]) -> list[str]:

@@ -54,6 +54,8 @@ class DataSource(ABC):
     """
 
     spec: DatasetSpec
+    skipped: int = 0
+    """Malformed rows that were left out, where the source was told to skip them."""
 
     @property
     @abstractmethod

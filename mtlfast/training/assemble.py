@@ -29,7 +29,10 @@ __all__ = [
 
 def make_source(config: TrainConfig) -> DataSource:
     """The data source that ``config`` names."""
-    return open_source(expand(config.data), **config.data_options)
+    options = dict(config.data_options)
+    if config.on_error != "raise":
+        options["on_error"] = config.on_error
+    return open_source(expand(config.data), **options)
 
 
 def make_model(config: TrainConfig, spec: DatasetSpec) -> nn.Module:

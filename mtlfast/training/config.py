@@ -44,14 +44,20 @@ class TrainConfig:
         default="synthetic:tenrec",
         metadata=_about(
             "what to train",
-            "synthetic:tenrec, synthetic:ecommerce or deskdrop:PATH; variables such as "
-            "${MTLFAST_DATA} are replaced",
+            "synthetic:tenrec, synthetic:ecommerce, deskdrop:PATH or census:PATH; variables such "
+            "as ${MTLFAST_DATA} are replaced",
         ),
     )
     data_options: dict[str, Any] = field(
         default_factory=dict,
         metadata=_about(
             "what to train", "settings of the data source, such as train_samples=50000"
+        ),
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata=_about(
+            "what to train", "a malformed row of the data: stop and name it, or skip and count it"
         ),
     )
     backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = field(

@@ -174,11 +174,13 @@ class Trainer:
         """One paragraph on what is about to be trained."""
         spec, config = self.source.spec, self.config
         weights = sum(p.numel() for p in self.model.parameters())
+        skipped = self.source.skipped
+        left_out = f"; {skipped:,} malformed rows skipped" if skipped else ""
         return (
             f"{config.model} ({weights:,} weights) on {spec.name}: "
             f"{self.source.num_train_samples:,} training and {self.source.num_test_samples:,} test "
             f"samples, {spec.num_tasks} tasks ({', '.join(spec.tasks)}), "
-            f"{spec.num_behaviors} behaviors\n"
+            f"{spec.num_behaviors} behaviors{left_out}\n"
             f"{self.total_steps:,} steps of {config.batch_size}, {config.precision} on "
             f"{self.fabric.device}, run folder {self.run_dir}"
         )

@@ -1,0 +1,81 @@
+"""A data set of sparse fields alone, held in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtlfast.data.batch import Batch
+from mtlfast.data.source import DataSource
+from mtlfast.data.spec import DatasetSpec
+
+__all__ = ["TableSource"]
+
+
+class TableSource(DataSource):
+    """Impressions as rows of a table of ids; no histories.
+
+    Args:
+        spec: fields, tasks, no behaviors.
+        train: ids ``[N, F]`` and labels ``[N, T]`` of the training part, of any integer type.
+        test: the same of the test part.
+        seed: fixes the order of the training rows in each epoch.
+        skipped: malformed rows that were left out.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        train: tuple[NDArray[np.integer], NDArray[np.generic]],
+        test: tuple[NDArray[np.integer], NDArray[np.generic]],
+        *,
+        seed: int = 0,
+        skipped: int = 0,
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0, found {seed}")
+        for name, (ids, labels) in (("train", train), ("test", test)):
+            expected = (len(ids), spec.num_fields), (len(ids), spec.num_tasks)
+            if (ids.shape, labels.shape) != expected:
+                raise ValueError(
+                    f"{name}: expected shapes {expected}, found {(ids.shape, labels.shape)}"
+                )
+        if spec.num_behaviors:
+            raise ValueError(f"spec: expected no behaviors, found {spec.behaviors}")
+        self.spec = spec
+        self.seed = seed
+        self.skipped = skipped
+        self._train, self._test = train, test
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def num_train_samples(self) -> int:
+        return len(self._train[0])
+
+    @property
+    def num_test_samples(self) -> int:
+        return len(self._test[0])
+
+    def train_order(self, epoch: int) -> NDArray[np.int64]:
+        """The training rows in the order of an epoch, fixed by the seed."""
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._order = epoch, rng.permutation(self.num_train_samples)
+        return self._order[1]
+
+    def train_batch(self, batch_size: int, epoch: int, step: int) -> Batch:
+        rows = self.train_order(epoch)[step * batch_size : (step + 1) * batch_size]
+        return _batch(self._train[0][rows], self._train[1][rows])
+
+    def test_batch(self, batch_size: int, step: int) -> Batch:
+        rows = slice(step * batch_size, (step + 1) * batch_size)
+        return _batch(self._test[0][rows], self._test[1][rows])
+
+
+def _batch(ids: NDArray[np.integer], labels: NDArray[np.generic]) -> Batch:
+    return Batch(
+        sparse=torch.from_numpy(ids.astype(np.int64)),
+        sequences=None,
+        labels=torch.from_numpy(labels.astype(np.float32)),
+    )
