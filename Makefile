@@ -30,7 +30,7 @@ demo: $(READY) ## train DTRN for a minute, then compare fused with reference: pa
 	$(BIN)/python -m mtlfast demo $(ARGS)
 
 test: $(READY) ## all tests; one folder: make test TESTS=tests/ops ARGS='-k empty'
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=worksteal $(TESTS) $(ARGS)
 
 lint: $(READY) ## ruff, mypy, clang-format: report, change nothing
 	$(BIN)/ruff check .
