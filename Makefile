@@ -10,16 +10,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc kernels -type f \
-  \( -name '*.cpp' -o -name '*.h' -o -name '*.py' \) -not -path '*/tests/*')
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+  \( -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.py' \) -not -path '*/tests/*')
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench sanitize clean
+.PHONY: help install demo test lint format bench gpu-check sanitize clean
 
 help: ## show this list
 	@echo "mtlfast: fused kernels and models for multi-task recommendation"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON) (>= 3.10)  TORCH=$(TORCH)  TESTS=tests/ops/...  ARGS='-k ragged'"
 	@echo "A demo on your own event log: make demo MTLFAST_DATA=path/to/folder"
@@ -45,6 +45,10 @@ format: $(READY) ## rewrite the sources in the project's format
 
 bench: $(READY) ## time the ops against every baseline; table, JSON, CSV and plots
 	$(BIN)/python -m mtlfast bench $(ARGS)
+
+# Makes no environment: a machine with a GPU brings torch, triton, nvcc, ninja, pybind11 and pytest.
+gpu-check: ## on a machine with a GPU: check and time every GPU kernel, in under nine minutes
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 sanitize: $(READY) ## C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python csrc/native_build.py sanitize $(ARGS)

@@ -75,6 +75,16 @@ class InterestInputs:
         named = {k: v.detach().to(dtype) for k, v in self.differentiable().items()}
         return replace(self.replaced(named), grad_out=self.grad_out.to(dtype))
 
+    def on(self, device: str) -> InterestInputs:
+        """Every tensor on ``device``."""
+        on_device = replace(self, sequences=self.sequences.to(device))
+        named = {k: v.detach().to(device) for k, v in self.differentiable().items()}
+        return replace(
+            on_device.replaced(named),
+            user_index=None if self.user_index is None else self.user_index.to(device),
+            grad_out=self.grad_out.to(device),
+        )
+
     def nbytes(self) -> int:
         """Bytes of the tensors that a rotation replaces."""
         changing = (self.sequences.values, self.target, self.grad_out)

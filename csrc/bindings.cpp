@@ -45,7 +45,6 @@ py::dict build_config() {
       std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff);
   config["cpu_isas"] = compiled_isas();
   config["compiler"] = kCompiler;
-  config["cuda"] = false;
   return config;
 }
 
@@ -170,7 +169,7 @@ py::tuple gather_ranges(const py::object& values, const py::object& starts,
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native helpers of mtlfast that are not tensor ops.";
   m.def("build_config", &build_config,
-        "What was compiled: version, torch_target_version, cpu_isas, compiler, cuda.");
+        "What was compiled: version, torch_target_version, cpu_isas, compiler.");
   m.def("cpu_capability", &mtlfast_cpu_capability, "The instruction set in use.");
   m.def("cpu_capability_detected", &mtlfast_cpu_capability_detected,
         "The best compiled instruction set that this CPU runs.");

@@ -3,12 +3,17 @@
 The tree is the build description. Every folder `csrc/<stem>/` may hold
   cpu.cpp         the torch side of an op, compiled once for the baseline of the machine's family
   cpu_kernel.cpp  the arithmetic, free of torch, compiled once per instruction set
+  cuda.cu         the CUDA side of an op, compiled by nvcc
 and needs no entry anywhere. Results, relative to the package folder `mtlfast/`:
   lib/libmtlfast_cpu.so   schemas and CPU ops; knows neither Python nor a torch version
+  lib/libmtlfast_cuda.so  CUDA ops, where nvcc is found (MTLFAST_CUDA=auto|on|off)
   _C.<abi>.so             the thin pybind11 module
 
-Used by setup.py; run as a program it builds and runs the C++ tests under the sanitizers:
+Used by setup.py; run as a program it builds and runs the C++ tests under the sanitizers, builds in
+place without setuptools, or builds the CUDA sources as plain C++ for tests without a GPU:
   python csrc/native_build.py sanitize
+  python csrc/native_build.py inplace
+  python csrc/native_build.py emulate
 It never imports torch, so that it works inside pip's build isolation.
 """
 
@@ -37,6 +42,8 @@ ROOT = CSRC.parent
 TORCH_MINIMUM = (2, 11)
 TORCH_TARGET_VERSION = "0x020b000000000000"  # the oldest torch whose stable ABI is used: 2.11
 CORE_LIBRARY = "lib/libmtlfast_cpu.so"
+CUDA_LIBRARY = "lib/libmtlfast_cuda.so"
+CUDA_REPORT = "cuda_resources.txt"
 MODULE = "_C" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 # Contraction of a*b+c is allowed (it is how the kernels are meant to run); nothing that would let
@@ -64,6 +71,20 @@ X86_ISAS: dict[str, list[str]] = {
     "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
 }
+
+
+# Machine code for compute capabilities 8.0, 9.0 and 10.0, and PTX for what comes after.
+CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "--threads=2",
+    "-DUSE_CUDA",
+    "-Werror=all-warnings",
+    # A kernel that spills, or needs local memory, is an error.
+    "-Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall",
+]
 
 
 class BuildError(SystemExit):
@@ -175,7 +196,30 @@ def isa_flags(compiler: str) -> dict[str, list[str]]:
         raise BuildError(f"{compiler} does not accept -std=c++20 (needs gcc >= 11 or clang >= 13).")
     if _target_machine(compiler) not in ("x86_64", "amd64"):
         return {"portable": []}
-    return {isa: flags for isa, flags in X86_ISAS.items() if _accepts(compiler, flags)}
+    wanted = os.environ.get("MTLFAST_ISAS", ",".join(X86_ISAS)).split(",")
+    return {
+        isa: flags
+        for isa, flags in X86_ISAS.items()
+        if isa == "portable" or (isa in wanted and _accepts(compiler, flags))
+    }
+
+
+def find_nvcc() -> str | None:
+    """nvcc, or None where CUDA is not to be built: MTLFAST_CUDA=off, or auto and no nvcc here."""
+    mode = os.environ.get("MTLFAST_CUDA", "auto") or "auto"
+    if mode not in ("auto", "on", "off"):
+        raise BuildError(f"MTLFAST_CUDA: expected auto, on or off, found {mode!r}.")
+    if mode == "off":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else None
+    found = found or shutil.which("nvcc")
+    if found is None and mode == "on":
+        raise BuildError(
+            "MTLFAST_CUDA=on, but nvcc was not found on PATH or in CUDA_HOME.\n"
+            "  Install the CUDA toolkit (>= 12.8), or leave MTLFAST_CUDA unset."
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------ ninja file
@@ -208,6 +252,16 @@ class Ninja:
             "rule link",
             f"  command = {self.compiler} $in -o $out $flags",
             "  description = link $out",
+            # ptxas reports on stderr what the kernels need; the log is kept beside the object.
+            "rule nvcc",
+            "  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out > $out.log 2>&1"
+            " || (cat $out.log; exit 1)",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = CUDA $out",
+            "rule nvlink",
+            "  command = $nvcc $in -o $out $flags",
+            "  description = link $out",
         ]
 
     def compile(self, source: Path, name: str, flags: list[str]) -> str:
@@ -217,6 +271,14 @@ class Ninja:
     def link(self, name: str, inputs: list[str], flags: list[str], *after: Path) -> str:
         """Links `inputs`; done again too when one of the files in `after` changes."""
         self._edge("link", name, inputs, flags, *after)
+        return name
+
+    def compile_cuda(self, source: Path, name: str, flags: list[str]) -> str:
+        self._edge("nvcc", name, [str(source)], flags)
+        return name
+
+    def link_cuda(self, name: str, inputs: list[str], flags: list[str], *after: Path) -> str:
+        self._edge("nvlink", name, inputs, flags, *after)
         return name
 
     def _edge(self, rule: str, out: str, inputs: list[str], flags: list[str], *after: Path) -> None:
@@ -316,7 +378,85 @@ def _version() -> str:
 
 
 def output_names() -> list[str]:
-    return [CORE_LIBRARY, MODULE]
+    return [CORE_LIBRARY, *([CUDA_LIBRARY] if find_nvcc() else []), MODULE]
+
+
+# ------------------------------------------------------------------------------------ CUDA
+
+
+def cuda_sources() -> list[Path]:
+    return sorted(CSRC.glob("*/cuda.cu"))
+
+
+def _cuda_library(n: Ninja, torch: Torch, nvcc: str) -> list[str]:
+    """Adds libmtlfast_cuda.so to the build; the names of its objects."""
+    host = f" -ccbin={n.compiler.split()[0]}" if os.environ.get("CXX") else ""
+    n.lines.insert(0, f"nvcc = {nvcc}{host}")
+    flags = [*CUDA_FLAGS, *_code_for(nvcc), *TORCH_FLAGS]
+    flags += ["-I", str(CSRC), "-isystem", str(torch.include)]
+    objects = [n.compile_cuda(s, f"{s.parent.name}.cuda.o", flags) for s in cuda_sources()]
+    # A CPU build of torch has no libtorch_cuda.so to link against, but the one of a machine with a
+    # GPU has; all of it that is needed is the current stream.
+    stub = n.link(
+        "stub/libtorch_cuda.so",
+        [n.compile(CSRC / "common/torch_cuda_stub.cpp", "torch_cuda_stub.o", ["-fPIC"])],
+        ["-shared", "-Wl,-soname,libtorch_cuda.so"],
+    )
+    library, exports = Path(CUDA_LIBRARY).name, CSRC / "exports.map"
+    n.link_cuda(
+        library,
+        [*objects, stub],
+        [
+            "-shared",
+            "-cudart=static",  # no libcudart of one version has to be there
+            f"-Xlinker=-soname={library},--version-script={exports},-z,defs",
+            f"-L{torch.lib}",
+            f"-Xlinker=-rpath-link={torch.lib}",
+            "-ltorch_cpu",
+            "-ldl",
+            "-lrt",
+            "-lpthread",
+        ],
+        exports,
+    )
+    return objects
+
+
+def _code_for(nvcc: str) -> list[str]:
+    """Flags for those architectures that this nvcc knows (10.0 came with CUDA 12.8)."""
+    done = subprocess.run([nvcc, "--list-gpu-arch"], text=True, capture_output=True)
+    known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in done.stdout.split()]
+    if done.returncode != 0 or not known:
+        raise BuildError(
+            f"{nvcc} is too old for CUDA C++20 (needs CUDA >= 12.8 for all GPUs, 12.0 at least).\n"
+            "  Install a newer toolkit, or build without CUDA ops: MTLFAST_CUDA=off"
+        )
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
+    return [*code, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
+
+
+def _write_cuda_report(directory: Path, objects: list[str]) -> None:
+    """What ptxas said of every kernel: registers, spills, local and shared memory."""
+    log = "".join((directory / f"{name}.log").read_text() for name in objects)
+    (directory / CUDA_REPORT).write_text(log)
+
+
+def emulate() -> Path:
+    """Builds the CUDA sources as plain C++ that runs on CPU tensors (csrc/common/cuda.h)."""
+    torch, compiler = find_torch(), find_compiler()
+    directory = _build_directory("emulated", compiler, torch)
+    flags = [f for f in COMMON_FLAGS if f != "-O3"] + ["-O1", *TORCH_FLAGS, *_include(torch)]
+    flags += ["-DMTLFAST_EMULATE_CUDA", "-DMTLFAST_LIBRARY=mtlfast_emulated"]
+    with _locked(directory):
+        n = Ninja(directory, compiler)
+        objects = [n.compile(CSRC / "schemas.cpp", "schemas.o", flags)]
+        for source in cuda_sources():
+            objects.append(n.compile(source, f"{source.parent.name}.o", ["-x", "c++", *flags]))
+        library = n.link(
+            "libmtlfast_emulated.so", objects, ["-shared", f"-L{torch.lib}", "-ltorch_cpu"]
+        )
+        n.run()
+    return directory / library
 
 
 @contextmanager
@@ -342,7 +482,9 @@ def build_into(package: Path) -> None:
     compiler = find_compiler()
     isas = isa_flags(compiler)
     print(f"mtlfast: torch {torch.version} in {torch.root}")
+    nvcc = find_nvcc()
     print(f"mtlfast: {compiler} for {', '.join(isas)}; stems: {', '.join(stems()) or 'none yet'}")
+    print(f"mtlfast: CUDA with {nvcc}" if nvcc else "mtlfast: no CUDA ops (no nvcc, or not wanted)")
 
     directory = _build_directory("native", compiler, torch)
     with _locked(directory):
@@ -374,7 +516,12 @@ def build_into(package: Path) -> None:
             ["bindings.o", library],
             ["-shared", "-Wl,-rpath,$ORIGIN/lib", f"-Wl,-rpath-link,{torch.lib}"],
         )
+        cuda_objects = _cuda_library(n, torch, nvcc) if nvcc else []
         n.run()
+        if nvcc:
+            _write_cuda_report(directory, cuda_objects)
+        else:
+            (package / CUDA_LIBRARY).unlink(missing_ok=True)  # an older build may have left one
         for name in output_names():
             _install(directory / Path(name).name, package / name)
 
@@ -478,6 +625,11 @@ def _runnable(isas: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["sanitize"]:
+    if sys.argv[1:2] == ["sanitize"]:
+        sanitize(*sys.argv[2:3])
+    elif sys.argv[1:2] == ["inplace"]:
+        build_into(ROOT / "mtlfast")
+    elif sys.argv[1:2] == ["emulate"]:
+        print(emulate())
+    else:
         raise SystemExit(__doc__)
-    sanitize(*sys.argv[2:3])

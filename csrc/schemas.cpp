@@ -15,7 +15,12 @@
 #define MTLFAST_TENSORS_16 \
   MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4
 
-STABLE_TORCH_LIBRARY(mtlfast, m) {
+// Another name where the CUDA sources are emulated for tests (csrc/common/cuda.h).
+#ifndef MTLFAST_LIBRARY
+#define MTLFAST_LIBRARY mtlfast
+#endif
+
+STABLE_TORCH_LIBRARY(MTLFAST_LIBRARY, m) {
   // -> out [B, T, M, d], normalized [N, d], rstd [N], head [B, T, M, d]
   m.def(
       "conditional_interest_forward("

@@ -116,7 +116,7 @@ def build_config() -> dict[str, Any]:
     Empty where the native part is unavailable.
     """
     module = native()
-    return dict(module.build_config()) if module is not None else {}
+    return {**module.build_config(), "cuda": cuda_library_built()} if module is not None else {}
 
 
 def cpu_capability() -> str:

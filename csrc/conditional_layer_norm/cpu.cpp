@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../common/isa.h"
+#include "inputs.h"
 #include "problem.h"
 
 namespace mtlfast {
@@ -30,85 +31,12 @@ namespace {
 using namespace conditional_layer_norm;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Shape = std::vector<int64_t>;
 
 constexpr int64_t kChunkRows = 512;        // rows of output per chunk, at least
 constexpr int64_t kRowsPerPartial = 8;     // rows of output per row of partial sums, at least
 constexpr int64_t kMaxChunks = 1024;       // bounds the memory of the partial sums
 constexpr int64_t kGrainElements = 16384;  // elements that are worth waking a thread
 constexpr int64_t kEnoughMajor = 64;       // a dimension this long gives every thread work
-
-std::string text(const Shape& shape) {
-  std::string s = "[";
-  for (size_t i = 0; i < shape.size(); ++i) s += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return s + "]";
-}
-
-Shape shape_of(const Tensor& t) {
-  return Shape(t.sizes().begin(), t.sizes().end());
-}
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error("mtlfast: " + message);
-}
-
-Kind kind_of(const char* argument, ScalarType type) {
-  if (type == ScalarType::Float) return Kind::float32;
-  if (type == ScalarType::BFloat16) return Kind::bfloat16;
-  require(type == ScalarType::Half,
-          std::string(argument) + ": expected float32, bfloat16 or float16");
-  return Kind::float16;
-}
-
-// ---- shapes ----
-
-// Leading dimensions (all but the last) of tensors, aligned on the right as numpy broadcasts them.
-Shape broadcast_leading(const Shape& a, const Shape& b, const char* argument) {
-  const size_t rank = std::max(a.size(), b.size());
-  Shape result(rank, 1);
-  for (size_t i = 0; i < rank; ++i) {
-    const int64_t na = i + a.size() >= rank ? a[i + a.size() - rank] : 1;
-    const int64_t nb = i + b.size() >= rank ? b[i + b.size() - rank] : 1;
-    require(na == nb || na == 1 || nb == 1, std::string(argument) + ": shape " + text(b) +
-                                                " does not broadcast against " + text(a));
-    result[i] = na == 1 ? nb : na;
-  }
-  return result;
-}
-
-Shape leading(const Tensor& t) {
-  Shape s = shape_of(t);
-  s.pop_back();
-  return s;
-}
-
-Shape with_last(Shape s, int64_t d) {
-  s.push_back(d);
-  return s;
-}
-
-Shape contiguous_strides(const Shape& shape) {
-  Shape strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  return strides;
-}
-
-int64_t product(const Shape& s) {
-  int64_t n = 1;
-  for (const int64_t size : s) n *= size;
-  return n;
-}
-
-// A tensor whose last dimension has unit stride. Where that needs a copy, dimensions that are
-// themselves broadcast (stride 0, as in the gradient of a sum) are not blown up.
-Tensor unit_last_stride(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  if (t.stride(last) == 1 || t.size(last) == 1) return t;
-  Tensor core = t;
-  for (int64_t i = 0; i < last; ++i)
-    if (t.stride(i) == 0 && t.size(i) > 1) core = torch::stable::narrow(core, i, 0, 1);
-  return torch::stable::contiguous(core);
-}
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kFarBytes = 2 << 20;  // what does not stay in a second-level cache
@@ -336,48 +264,17 @@ class Loops {
 
 // ---- inputs ----
 
-struct Inputs {
-  Tensor x, scale, shift;
-  std::optional<Tensor> residual;
-  int64_t d;
-  Shape u, out;  // leading dimensions
-};
-
 // Scale or shift. A table that serves many rows is converted once instead of for every row.
 Tensor parameter(const Tensor& t, const Inputs& in) {
-  const Tensor rows = unit_last_stride(t);
-  if (t.scalar_type() == ScalarType::Float || product(leading(t)) * 4 > product(in.out))
-    return rows;
-  return torch::stable::to(rows, ScalarType::Float);
+  if (t.scalar_type() == ScalarType::Float || product(leading(t)) * 4 > product(in.out)) return t;
+  return torch::stable::to(t, ScalarType::Float);
 }
 
 Inputs check(const Tensor& x, const Tensor& scale, const Tensor& shift,
              const std::optional<Tensor>& residual) {
-  const auto last = [](const char* name, const Tensor& t) {
-    require(t.dim() >= 1, std::string(name) + ": expected at least one dimension, found none");
-    kind_of(name, t.scalar_type());
-    return t.size(t.dim() - 1);
-  };
-  Inputs in{x, scale, shift, residual, last("x", x), leading(x), {}};
-  require(in.d >= 1, "x: expected a last dimension of at least 1, found 0");
-  const auto same = [&](const char* name, const Tensor& t) {
-    const int64_t d = last(name, t);
-    require(d == in.d, std::string(name) + ": expected last dimension " + std::to_string(in.d) +
-                           ", found " + std::to_string(d));
-  };
-  same("scale", scale);
-  same("shift", shift);
-  if (residual) {
-    same("residual", *residual);
-    in.u = broadcast_leading(in.u, leading(*residual), "residual");
-  }
-  in.out = broadcast_leading(in.u, leading(scale), "scale");
-  in.out = broadcast_leading(in.out, leading(shift), "shift");
-
-  in.x = unit_last_stride(x);
-  in.scale = parameter(scale, in);
-  in.shift = parameter(shift, in);
-  if (residual) in.residual = unit_last_stride(*residual);
+  Inputs in = check_inputs(x, scale, shift, residual);
+  in.scale = parameter(in.scale, in);
+  in.shift = parameter(in.shift, in);
   return in;
 }
 

@@ -33,9 +33,10 @@ def conditional_layer_norm(
         y = scale * n + shift
 
     Leading dimensions broadcast as in NumPy and the last one, ``d``, is the same for all; any ``d``
-    runs fused on CPU, up to 4096 on GPUs. On CPU rows of ``u`` that broadcast against scale and
-    shift (``x [B, 1, M, d]`` with ``scale [T, M, d]``) are normalised once. Strides may be
-    anything; inputs are copied only where the stride of the last dimension is not 1.
+    runs fused on CPU, on GPUs up to 4096 (Triton) or 1024 (CUDA). On CPU rows of ``u`` that
+    broadcast against scale and shift (``x [B, 1, M, d]`` with ``scale [T, M, d]``) are normalised
+    once. Strides may be anything; inputs are copied only where the stride of the last dimension is
+    not 1.
 
     Floating inputs may be float32, bfloat16, float16 or float64 and promote as torch does; float64
     runs on the reference. Under autocast the output has the autocast dtype, while scale, shift and
@@ -96,8 +97,8 @@ def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str
             return f"this build has no {name.upper()} op of that name"
         if any(tensor.dtype == torch.float64 for tensor in tensors):
             return "float64 is computed by the reference only"
-        if name != "cpu" and tensors[0].shape[-1] > GPU_MAX_D:
-            return f"d = {tensors[0].shape[-1]} is above {GPU_MAX_D}"
+        if name in GPU_MAX_D and tensors[0].shape[-1] > GPU_MAX_D[name]:
+            return f"d = {tensors[0].shape[-1]} is above {GPU_MAX_D[name]}"
         return ""
 
     return _backend.choose("conditional_layer_norm", backend, device, obstacle)
@@ -105,7 +106,8 @@ def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str
 
 # ---- the ops: C++ (schema in csrc/schemas.cpp) and Triton ----
 
-GPU_MAX_D = 4096  # a row is held in the registers of one block
+# A row is held in the registers of one block, or of one warp.
+GPU_MAX_D = {"triton": 4096, "cuda": 1024}
 
 _FORWARD_SCHEMA = (
     "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, ScalarType dtype, "

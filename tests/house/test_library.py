@@ -82,7 +82,7 @@ def test_build_config():
     assert config["version"] == mtlfast.__version__
     assert config["torch_target_version"] == "2.11"
     assert config["cpu_isas"][0] == "portable"
-    assert config["cuda"] is False
+    assert config["cuda"] is LIBRARY.with_name("libmtlfast_cuda.so").is_file()
     assert config["compiler"]
 
 

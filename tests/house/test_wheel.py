@@ -48,7 +48,10 @@ def test_the_wheel_holds_exactly_the_package(wheel):
     assert names - libraries - {"mtlfast/py.typed"} == expected
     assert "mtlfast/kernels/__init__.py" in names
     assert "mtlfast/lib/libmtlfast_cpu.so" in libraries
-    assert {n.split(".")[0] for n in libraries} == {"mtlfast/lib/libmtlfast_cpu", "mtlfast/_C"}
+    expected = {"mtlfast/lib/libmtlfast_cpu", "mtlfast/_C"}
+    if _extension.cuda_library_built():
+        expected.add("mtlfast/lib/libmtlfast_cuda")
+    assert {n.split(".")[0] for n in libraries} == expected
 
 
 def test_the_wheel_is_for_this_platform_and_names_what_it_needs(wheel):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import types
+import unittest
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +20,17 @@ BACKENDS = (
     *(("triton",) if importlib.util.find_spec("triton") else ()),
     *(("cuda",) if HAS_GPU and _extension.cuda_ops_available() else ()),
 )
+
+
+def opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
+    """``torch.library.opcheck``; torch's helpers behind it import expecttest without a need."""
+    try:
+        import expecttest  # noqa: F401
+    except ImportError:
+        stand_in = types.ModuleType("expecttest")
+        stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
+        sys.modules["expecttest"] = stand_in
+    torch.library.opcheck(op, arguments)
 
 
 @pytest.fixture

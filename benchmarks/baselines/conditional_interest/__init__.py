@@ -11,13 +11,14 @@ from .common import Padded, pad
 from .compiled import compiled_batched, compiled_ragged
 from .flat import ragged_flat
 from .naive import naive
-from .ragged import ragged
+from .ragged import make_plan, ragged
 
 __all__ = [
     "Padded",
     "batched",
     "compiled_batched",
     "compiled_ragged",
+    "make_plan",
     "naive",
     "pad",
     "ragged",

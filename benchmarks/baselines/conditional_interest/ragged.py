@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,12 +42,15 @@ def ragged(
     user_index: Tensor | None = None,
     hidden_floats: int | None = None,
     block_function: Callable[..., Tensor] | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Every user is encoded once. Arguments and result as in ``conditional_interest``, and:
 
     Args:
         hidden_floats: size of the FFN's hidden layer of one block of sequences.
         block_function: computes :func:`block` some other way.
+        plan: what :func:`make_plan` says of these sequences; with it, nothing is read back from a
+            GPU, and the call can be captured in a CUDA graph.
     """
     block_function = block_function or block
     if hidden_floats is None:
@@ -57,14 +61,11 @@ def ragged(
     encoder, decoder = weights
     by_user = slots(user_index, num_users)
 
-    # All segments, shortest first, and their tokens in that order.
-    length, segment = torch.sort(sequences.lengths().reshape(-1), stable=True)
-    num_empty = int((length == 0).sum())
-    length, segment = length[num_empty:], segment[num_empty:]
-    tokens = sequences.values.index_select(
-        0, _token_order(sequences.offsets[:-1][segment], length, len(sequences.values))
-    )
-    behavior, user = segment // max(num_users, 1), segment % max(num_users, 1)
+    if plan is None:
+        per_token = num_tasks * len(encoder.linear1_bias)
+        plan = make_plan(sequences, max(hidden_floats // per_token, 1))
+    tokens = sequences.values.index_select(0, plan.token)
+    segment, behavior, user = plan.segment, plan.behavior, plan.user
 
     # Keys absorbed into the query: k_i = (e W_Q)_i (W_K^i)^T / sqrt(d_h), for all candidates.
     item = target if by_user.candidate is None else target[by_user.candidate]
@@ -75,8 +76,7 @@ def ragged(
     qkv = torch.cat([encoder.q_proj, encoder.k_proj, encoder.v_proj])
     gain = scale.permute(1, 0, 2, 3).reshape(num_behaviors, -1)
     bias = shift.permute(1, 0, 2, 3).reshape(num_behaviors, -1)
-    cuts = _cuts(length, max(hidden_floats // (num_tasks * len(encoder.linear1_bias)), 1))
-    sizes = [n for n, _ in cuts]
+    sizes = [n for n, _ in plan.cuts]
     pooled = [
         block_function(
             x,
@@ -90,8 +90,8 @@ def ragged(
             eps,
         )
         for (n, _), x, k, b in zip(
-            cuts,
-            tokens.split([n * width for n, width in cuts]),
+            plan.cuts,
+            tokens.split([n * width for n, width in plan.cuts]),
             keys.split(sizes),
             behavior.split(sizes),
             strict=True,
@@ -109,6 +109,32 @@ def ragged(
     if by_user.slot is not None:
         attended = attended[by_user.slot]
     return decoder_tail(target, attended, decoder, scale, shift, eps)
+
+
+class Plan(NamedTuple):
+    """Which sequences form which blocks: all that depends on the lengths alone."""
+
+    token: Tensor  # [N], the tokens of all segments, shortest segments first
+    segment: Tensor  # [S], segments that are not empty, in this order
+    behavior: Tensor  # [S]
+    user: Tensor  # [S]
+    cuts: list[tuple[int, int]]  # blocks of n segments of length L
+
+
+def make_plan(sequences: JaggedSequences, tokens_of_block: int) -> Plan:
+    """Sorts the segments by length and cuts them into blocks of about so many tokens."""
+    num_users = max(sequences.num_users, 1)
+    length, segment = torch.sort(sequences.lengths().reshape(-1), stable=True)
+    num_empty = int((length == 0).sum())
+    length, segment = length[num_empty:], segment[num_empty:]
+    starts = sequences.offsets[:-1][segment]
+    return Plan(
+        _token_order(starts, length, len(sequences.values)),
+        segment,
+        segment // num_users,
+        segment % num_users,
+        _cuts(length, tokens_of_block),
+    )
 
 
 def block(

@@ -1,0 +1,151 @@
+"""The steps, their budgets, and how one is run: a process of its own, killed when time is up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..kernel_package import ROOT
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the check.
+
+    Attributes:
+        name: as in ``--only`` and in the report.
+        seconds: its time budget.
+        what: for the report.
+        prefix: a command in front of Python, such as compute-sanitizer.
+        entry: the function of ``benchmarks.gpu.entries`` that runs in the process.
+        environment: added to that of the process.
+    """
+
+    name: str
+    seconds: float
+    what: str
+    entry: str
+    prefix: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+# Without torch's caching allocator a read past the end of a tensor leaves its allocation.
+_UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def _sanitizer(tool: str) -> tuple[str, ...]:
+    return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+
+
+STEPS: tuple[Step, ...] = (
+    Step("build", 150, "compiles the extension in place with nvcc", "build"),
+    Step("environment", 20, "what is there", "environment"),
+    Step("correctness", 110, "every op and dtype against float64, opcheck", "correctness"),
+    Step("graphs", 60, "CUDA graphs, torch.compile, torch.export", "graphs"),
+    Step(
+        "memcheck",
+        40,
+        "compute-sanitizer: no access out of bounds",
+        "small",
+        _sanitizer("memcheck"),
+        _UNCACHED,
+    ),
+    Step(
+        "racecheck",
+        40,
+        "compute-sanitizer: no race in shared memory",
+        "small",
+        _sanitizer("racecheck"),
+    ),
+    Step("benchmark", 160, "speed against baselines and limits", "benchmark"),
+)
+
+
+@dataclass
+class Outcome:
+    """What became of a step. ``data`` is what it measured or counted."""
+
+    step: str
+    status: str  # passed, failed, timed out, skipped
+    seconds: float = 0.0
+    reason: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    log: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def good(self) -> bool:
+        return self.status in ("passed", "skipped")
+
+
+class Skipped(Exception):
+    """Raised by an entry whose step cannot run here; the text says why."""
+
+
+def run_step(step: Step, options: Sequence[str], seconds: float, interpret: bool) -> Outcome:
+    """Runs one step for at most ``seconds``."""
+    if step.prefix and (interpret or shutil.which(step.prefix[0]) is None):
+        reason = "needs a GPU" if interpret else f"{step.prefix[0]} is not installed"
+        return Outcome(step.name, "skipped", reason=reason)
+    with tempfile.TemporaryDirectory() as folder:
+        answer, log = Path(folder) / "answer.json", Path(folder) / "log"
+        command = [*step.prefix, sys.executable, "-m", "benchmarks.gpu", *options]
+        command += ["--entry", step.entry, "--answer", str(answer), "--seconds", f"{seconds:.1f}"]
+        start = time.monotonic()
+        code = _run(command, environment_of(step, interpret), log, seconds)
+        spent = time.monotonic() - start
+        found = json.loads(answer.read_text()) if answer.is_file() else {}
+        text = log.read_text(errors="replace")[-20_000:]
+    outcome = Outcome(step.name, "passed", spent, data=found.get("data", {}), log=text)
+    if found.get("skipped"):
+        outcome.status, outcome.reason = "skipped", found["skipped"]
+    elif code is None:
+        outcome.status, outcome.reason = "timed out", f"after {seconds:.0f} s"
+    elif code != 0 or found.get("failures"):
+        outcome.status = "failed"
+        outcome.reason = "; ".join(found.get("failures", [])) or f"exit status {code}"
+    return outcome
+
+
+def environment_of(step: Step, interpret: bool) -> dict[str, str]:
+    environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    environment["TRITON_INTERPRET"] = "1" if interpret else "0"
+    return environment
+
+
+def _run(
+    command: Sequence[str], environment: dict[str, str], log: Path, seconds: float
+) -> int | None:
+    """The exit status; None where the process, and all it started, had to be killed."""
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

@@ -1,0 +1,134 @@
+// The inputs of conditional_layer_norm as both devices check them: shapes, dtypes, unit last
+// stride.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace mtlfast {
+namespace conditional_layer_norm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline std::string text(const Shape& shape) {
+  std::string s = "[";
+  for (size_t i = 0; i < shape.size(); ++i) s += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+inline Shape shape_of(const Tensor& t) {
+  return Shape(t.sizes().begin(), t.sizes().end());
+}
+
+inline void require(bool condition, const std::string& message) {
+  if (!condition) throw std::runtime_error("mtlfast: " + message);
+}
+
+inline Kind kind_of(const char* argument, ScalarType type) {
+  if (type == ScalarType::Float) return Kind::float32;
+  if (type == ScalarType::BFloat16) return Kind::bfloat16;
+  require(type == ScalarType::Half,
+          std::string(argument) + ": expected float32, bfloat16 or float16");
+  return Kind::float16;
+}
+
+// ---- shapes ----
+
+// Leading dimensions (all but the last) of tensors, aligned on the right as numpy broadcasts them.
+inline Shape broadcast_leading(const Shape& a, const Shape& b, const char* argument) {
+  const size_t rank = std::max(a.size(), b.size());
+  Shape result(rank, 1);
+  for (size_t i = 0; i < rank; ++i) {
+    const int64_t na = i + a.size() >= rank ? a[i + a.size() - rank] : 1;
+    const int64_t nb = i + b.size() >= rank ? b[i + b.size() - rank] : 1;
+    require(na == nb || na == 1 || nb == 1, std::string(argument) + ": shape " + text(b) +
+                                                " does not broadcast against " + text(a));
+    result[i] = na == 1 ? nb : na;
+  }
+  return result;
+}
+
+inline Shape leading(const Tensor& t) {
+  Shape s = shape_of(t);
+  s.pop_back();
+  return s;
+}
+
+inline Shape with_last(Shape s, int64_t d) {
+  s.push_back(d);
+  return s;
+}
+
+inline Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  return strides;
+}
+
+inline int64_t product(const Shape& s) {
+  int64_t n = 1;
+  for (const int64_t size : s) n *= size;
+  return n;
+}
+
+// A tensor whose last dimension has unit stride. Where that needs a copy, dimensions that are
+// themselves broadcast (stride 0, as in the gradient of a sum) are not blown up.
+inline Tensor unit_last_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.stride(last) == 1 || t.size(last) == 1) return t;
+  Tensor core = t;
+  for (int64_t i = 0; i < last; ++i)
+    if (t.stride(i) == 0 && t.size(i) > 1) core = torch::stable::narrow(core, i, 0, 1);
+  return torch::stable::contiguous(core);
+}
+
+struct Inputs {
+  Tensor x, scale, shift;
+  std::optional<Tensor> residual;
+  int64_t d;
+  Shape u, out;  // leading dimensions
+};
+
+inline Inputs check_inputs(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                           const std::optional<Tensor>& residual) {
+  const auto last = [](const char* name, const Tensor& t) {
+    require(t.dim() >= 1, std::string(name) + ": expected at least one dimension, found none");
+    kind_of(name, t.scalar_type());
+    return t.size(t.dim() - 1);
+  };
+  Inputs in{x, scale, shift, residual, last("x", x), leading(x), {}};
+  require(in.d >= 1, "x: expected a last dimension of at least 1, found 0");
+  const auto same = [&](const char* name, const Tensor& t) {
+    const int64_t d = last(name, t);
+    require(d == in.d, std::string(name) + ": expected last dimension " + std::to_string(in.d) +
+                           ", found " + std::to_string(d));
+  };
+  same("scale", scale);
+  same("shift", shift);
+  if (residual) {
+    same("residual", *residual);
+    in.u = broadcast_leading(in.u, leading(*residual), "residual");
+  }
+  in.out = broadcast_leading(in.u, leading(scale), "scale");
+  in.out = broadcast_leading(in.out, leading(shift), "shift");
+
+  in.x = unit_last_stride(x);
+  in.scale = unit_last_stride(scale);
+  in.shift = unit_last_stride(shift);
+  if (residual) in.residual = unit_last_stride(*residual);
+  return in;
+}
+
+}  // namespace conditional_layer_norm
+}  // namespace mtlfast

@@ -1,0 +1,132 @@
+"""``python -m benchmarks.gpu`` without a GPU: the same steps on tiny cases, interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu import __main__ as command  # noqa: E402 (found through the path above)
+from benchmarks.gpu import steps  # noqa: E402
+from benchmarks.gpu.benchmark import plans, table  # noqa: E402
+
+# As on a machine that has nothing but what the check needs: these packages are not there.
+BARE = """
+import sys
+for name in ("matplotlib", "pytest_benchmark", "hypothesis", "lightning_fabric", "torchmetrics",
+             "yaml", "pyarrow", "tqdm", "tensorboard", "pandas", "setuptools"):
+    sys.modules[name] = None
+sys.argv = ["benchmarks.gpu", *sys.argv[1:]]
+import runpy
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--interpret", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_all_steps_run_and_are_reported(tmp_path: Path) -> None:
+    done = run("--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu-check.json").read_text())
+    status = {step["step"]: step["status"] for step in found["steps"]}
+    assert status == {
+        "build": "skipped",
+        "environment": "passed",
+        "correctness": "passed",
+        "graphs": "passed",
+        "memcheck": "skipped",
+        "racecheck": "skipped",
+        "benchmark": "passed",
+    }
+    assert found["interpreted"] is True
+    data = {step["step"]: step["data"] for step in found["steps"]}
+    assert data["correctness"]["tests"] >= 3
+    assert data["graphs"]["conditional_layer_norm/triton/compiled"] == "passed"
+    assert data["graphs"]["conditional_layer_norm/triton/exported"] == "passed"
+    rows = data["benchmark"]["rows"]
+    (fused,) = (
+        r
+        for r in rows
+        if r["backend"] == "triton" and r["mode"] == "training" and "layer_norm" in r["case"]
+    )
+    assert fused["status"] == "ok"
+    assert fused["ratios"]["eager"] > 0
+    assert fused["tflops"] > 0
+    assert table(data["benchmark"]) in done.stdout
+
+
+def test_it_needs_few_packages(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--interpret", "--entry", "small"]
+    arguments += ["--answer", str(tmp_path / "answer.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer["data"]["conditional_layer_norm/triton/bfloat16"] == "ran"
+
+
+def test_a_failing_step_is_reported_and_the_rest_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = (
+        steps.Step("fails", 20, "", "no_such_entry"),
+        steps.Step("hangs", 1.0, "", "build", prefix=("sh", "-c", "sleep 60")),
+        steps.Step("missing", 20, "", "build", prefix=("no-such-sanitizer",)),
+        steps.Step("passes", 60, "", "build"),
+    )
+    monkeypatch.setattr(command, "STEPS", fakes)
+    real = steps.run_step
+
+    def run_step(step: steps.Step, options: Any, seconds: float, _: bool) -> steps.Outcome:
+        return real(step, options, seconds, step.name in ("fails", "passes"))
+
+    monkeypatch.setattr(command, "run_step", run_step)
+    code = command.main(["--device", "cpu", "--interpret", "--out", str(tmp_path)])
+    assert code == 1
+    outcomes = json.loads((tmp_path / "gpu-check.json").read_text())["steps"]
+    assert [outcome["status"] for outcome in outcomes] == [
+        "failed",
+        "timed out",
+        "skipped",
+        "skipped",
+    ]
+    assert "no_such_entry" in outcomes[0]["reason"]
+    assert "no-such-sanitizer is not installed" in outcomes[2]["reason"]
+    assert "after 1 s" in capsys.readouterr().out
+
+
+def test_results_go_where_out_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "STEPS", ())
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    assert command.main(["--device", "cpu", "--interpret"]) == 0
+    assert (tmp_path / "out" / "gpu-check.json").is_file()
+
+
+def test_steps_and_cases_are_told_apart_by_name() -> None:
+    names = [step.name for step in steps.STEPS]
+    assert names[0] == "build"
+    assert len(set(names)) == len(names)
+    cases = plans("cuda")
+    assert len({(plan.case.name, plan.mode) for plan in cases}) == len(cases)
+    assert {plan.mode for plan in cases} == {"forward", "training", "serving"}
