@@ -21,6 +21,7 @@ examples:
   mtlfast bench                                  everything: hours, but can be stopped and resumed
   mtlfast bench --cases conditional_interest --filter tenrec,d32 --dtype float32
   mtlfast bench --backends fused,ragged --threads 1 --modes forward --no-memory
+  mtlfast bench --device cuda                    the GPU kernels and their baselines
   mtlfast bench --list                           the cases and how many rows each has
   mtlfast bench --table                          print the table of an earlier run again
 
@@ -71,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--backends", metavar="NAME,...", default="", help="only these backends")
     choose.add_argument("--list", action="store_true", help="show the cases and stop")
 
+    choose.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: the cases for GPUs (python -m benchmarks.gpu has the options)",
+    )
+
     how = parser.add_argument_group("how")
     how.add_argument("--seconds", type=float, help="time budget of one mode on one thread count")
     how.add_argument("--fresh", action="store_true", help="measure again what is there already")
@@ -84,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.device == "cuda":
+        return _run_on_gpu(options)
     jobs = select(
         quick_jobs() if options.quick else full_jobs(),
         pattern=options.filter,
@@ -117,6 +127,17 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=1))
     return int(any(row["status"].startswith(("wrong", "failed")) for row in rows))
+
+
+def _run_on_gpu(options: argparse.Namespace) -> int:
+    import torch
+
+    from .gpu.__main__ import main as check
+
+    if not torch.cuda.is_available():
+        raise ValueError("--device: expected a GPU that torch sees, found none")
+    out = ["--out", options.out] if options.out else []
+    return check(["--only", "environment,benchmark", *out])
 
 
 def _print_earlier(options: argparse.Namespace, jobs: Sequence[Job]) -> int:

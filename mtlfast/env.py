@@ -22,6 +22,8 @@ _VARIABLES = (
     "MTLFAST_CHECK",
     "MTLFAST_CPU_CAPABILITY",
     "MTLFAST_DISABLE_EXTENSION",
+    "TRITON_INTERPRET",
+    "CUDA_VISIBLE_DEVICES",
     "GLIBC_TUNABLES",
     "LD_PRELOAD",
     "OMP_NUM_THREADS",
@@ -41,7 +43,8 @@ class Environment:
         cpu_capability: instruction sets: "active", "detected" (the best one that can run here).
         ops: the ops of namespace mtlfast that are registered with torch.
         unavailable: why the C++ ops are missing; empty where they are not.
-        cuda: "available" (bool), and the device's "name" and "capability" where it is.
+        cuda: "available" (bool), "ops" ("loaded", or why the CUDA ops are not), "triton" (whether
+            its kernels can run), and the device's "name" and "capability" where there is one.
         variables: the environment variables that matter, as far as they are set.
     """
 
@@ -73,7 +76,7 @@ class Environment:
                 ("running on", f"{isa['active']} (best here: {isa['detected']})"),
             ]
         cuda = (
-            f"{self.cuda['name']}, sm_{self.cuda['capability']} (mtlfast has no GPU kernels yet)"
+            f"{self.cuda['name']}, sm_{self.cuda['capability']}"
             if self.cuda["available"]
             else "not available"
         )
@@ -84,6 +87,8 @@ class Environment:
             ("threads", f"{self.threads['intra_op']} (inter-op {self.threads['inter_op']})"),
             *native,
             ("CUDA", cuda),
+            ("CUDA ops", self.cuda["ops"]),
+            ("Triton ops", self.cuda["triton"]),
             *self.variables.items(),
         ]
         width = max(len(name) for name, _ in rows)
@@ -146,11 +151,24 @@ def _registered_ops() -> tuple[str, ...]:
 
 
 def _cuda() -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        return {"available": False}
-    major, minor = torch.cuda.get_device_capability()
-    return {
-        "available": True,
-        "name": torch.cuda.get_device_name(),
-        "capability": f"{major}{minor}",
+    available = torch.cuda.is_available()
+    reason = _extension.why_cuda_unavailable()
+    report: dict[str, Any] = {
+        "available": available,
+        "ops": f"not loaded: {reason}" if reason else "loaded",
+        "triton": _triton(available),
     }
+    if available:
+        major, minor = torch.cuda.get_device_capability()
+        report |= {"name": torch.cuda.get_device_name(), "capability": f"{major}{minor}"}
+    return report
+
+
+def _triton(available: bool) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not available: triton is not installed"
+    if available:
+        return "available, compiled at first use"
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return "interpreted on the CPU (TRITON_INTERPRET=1)"
+    return "not available: no GPU"

@@ -113,8 +113,14 @@ def choose(
     return requested, f"{argument} asks for it"
 
 
-def missing_obstacle(backend: str, device_type: str) -> str:
-    """What stands against a backend whatever the op: not built, not loaded, another device."""
+def missing_obstacle(backend: str, device_type: str, backends: tuple[str, ...] = ("cpu",)) -> str:
+    """What stands against a backend whatever the inputs: not built, not loaded, another device.
+
+    Args:
+        backends: the fused backends that the op has.
+    """
+    if backend not in backends:
+        return "it is not part of this build"
     if backend == "triton":
         return _triton_obstacle(device_type)
     if device_type != backend:

@@ -140,8 +140,6 @@ def _choose(
     backend: str, device: str, activation: torch.dtype, weights: ConditionalTransformerWeights
 ) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        if name != "cpu":
-            return "it is not part of this build"
         missing = _backend.missing_obstacle(name, device)
         if missing:
             return missing

@@ -90,7 +90,7 @@ def _explain(
 
 def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        missing = _backend.missing_obstacle(name, device)
+        missing = _backend.missing_obstacle(name, device, ("cpu", "triton", "cuda"))
         if missing:
             return missing
         if name not in _BACKENDS:

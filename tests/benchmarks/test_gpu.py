@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,3 +131,20 @@ def test_steps_and_cases_are_told_apart_by_name() -> None:
     cases = plans("cuda")
     assert len({(plan.case.name, plan.mode) for plan in cases}) == len(cases)
     assert {plan.mode for plan in cases} == {"forward", "training", "serving"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bench_on_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.__main__ import main
+
+    assert main(["--device", "cuda"]) == 2
+    assert "--device: expected a GPU that torch sees" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_check_fails_and_says_so(tmp_path: Path) -> None:
+    code = command.main(["--only", "environment", "--out", str(tmp_path)])
+    assert code == 1
+    (outcome,) = json.loads((tmp_path / "gpu-check.json").read_text())["steps"]
+    assert outcome["status"] == "failed"
+    assert "torch sees no GPU" in outcome["reason"]

@@ -123,6 +123,10 @@ def test_env_reports_what_is_loaded():
     assert report.unavailable == ""
     assert "conditional_interest_forward" in report.ops
     assert report.as_dict()["ops"] == list(report.ops)
+    reason = _extension.why_cuda_unavailable()
+    assert report.cuda["ops"] == (f"not loaded: {reason}" if reason else "loaded")
     text = str(report)
+    assert report.cuda["ops"] in text
+    assert report.cuda["triton"] in text
     assert torch.__version__ in text
     assert report.cpu_capability["active"] in text
