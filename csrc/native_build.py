@@ -442,10 +442,15 @@ def _write_cuda_report(directory: Path, objects: list[str]) -> None:
 
 
 def emulate() -> Path:
-    """Builds the CUDA sources as plain C++ that runs on CPU tensors (csrc/common/cuda.h)."""
+    """Builds the CUDA sources as plain C++ that runs on CPU tensors (csrc/common/cuda.h).
+
+    With MTLFAST_EMULATE_SANITIZED=1 under AddressSanitizer and UndefinedBehaviorSanitizer.
+    """
     torch, compiler = find_torch(), find_compiler()
-    directory = _build_directory("emulated", compiler, torch)
-    flags = [f for f in COMMON_FLAGS if f != "-O3"] + ["-O1", *TORCH_FLAGS, *_include(torch)]
+    sanitized = os.environ.get("MTLFAST_EMULATE_SANITIZED", "0") == "1"
+    directory = _build_directory("sanitized" if sanitized else "emulated", compiler, torch)
+    extra = SANITIZER_FLAGS if sanitized else ["-O1"]
+    flags = [f for f in COMMON_FLAGS if f != "-O3"] + [*extra, *TORCH_FLAGS, *_include(torch)]
     flags += ["-DMTLFAST_EMULATE_CUDA", "-DMTLFAST_LIBRARY=mtlfast_emulated"]
     with _locked(directory):
         n = Ninja(directory, compiler)
@@ -453,7 +458,9 @@ def emulate() -> Path:
         for source in cuda_sources():
             objects.append(n.compile(source, f"{source.parent.name}.o", ["-x", "c++", *flags]))
         library = n.link(
-            "libmtlfast_emulated.so", objects, ["-shared", f"-L{torch.lib}", "-ltorch_cpu"]
+            "libmtlfast_emulated.so",
+            objects,
+            ["-shared", *(SANITIZER_FLAGS if sanitized else []), f"-L{torch.lib}", "-ltorch_cpu"],
         )
         n.run()
     return directory / library
@@ -613,6 +620,32 @@ def _run_sanitized(program: Path, isas: list[str], pattern: str) -> bool:
         if status != 0:
             raise BuildError(f"{program.name} failed on {isa}; the report is above.")
     return True
+
+
+def _run_emulated_sanitized(compiler: str) -> None:
+    """The tests of the emulated CUDA kernels: an access out of bounds of a tensor ends them."""
+    preload = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [*compiler.split(), f"-print-file-name={name}"]
+        found = subprocess.run(command, text=True, capture_output=True).stdout.strip()
+        preload += [found] if Path(found).is_absolute() else []
+    if len(preload) < 2 or importlib.util.find_spec("pytest") is None:
+        print("emulated CUDA kernels: skipped, they need gcc's libasan.so and pytest")
+        return
+    print("emulated CUDA kernels, with both sanitizers:", flush=True)
+    environment = {
+        **os.environ,
+        "MTLFAST_EMULATE_SANITIZED": "1",
+        "LD_PRELOAD": ":".join(preload),
+        # Python and libtorch keep memory until they end; kernels run on stacks of their own.
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    # A row 2**31 elements away needs memory that a sanitizer does not have.
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    command += ["tests/kernels/test_cuda_emulation.py", "-k", "not 64_bits"]
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode != 0:
+        raise BuildError("the emulated CUDA kernels failed; the report is above.")
 
 
 def _runnable(isas: list[str]) -> list[str]:
