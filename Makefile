@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# The release that this torch's CUDA builds bring along; GPU kernels are interpreted and compiled with it.
+TRITON ?= triton==3.7.1
 EXTRAS := train,bench,test,dev
 
 VENV := .venv
@@ -21,7 +23,7 @@ help: ## show this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Variables: PYTHON=$(PYTHON) (>= 3.10)  TORCH=$(TORCH)  TESTS=tests/ops/...  ARGS='-k ragged'"
+	@echo "Variables: PYTHON=$(PYTHON) (>= 3.10)  TORCH=$(TORCH)  TRITON=$(TRITON)  TESTS=tests/ops/...  ARGS='-k ragged'"
 	@echo "A demo on your own event log: make demo MTLFAST_DATA=path/to/folder"
 
 install: $(READY) ## make .venv: torch, the compiled package, every tool
@@ -63,8 +65,8 @@ $(VENV)/.torch:
 	  { echo "$(PYTHON) is older than Python 3.10; name another one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "Installing $(TORCH) ..."
-	$(BIN)/python -m pip install --quiet $(TORCH) numpy
+	@echo "Installing $(TORCH) and $(TRITON) ..."
+	$(BIN)/python -m pip install --quiet $(TORCH) $(TRITON) numpy
 	@touch $@
 
 # Installed in place (-e): Python files take effect at once, changed C++ files are compiled by the
