@@ -1,14 +1,17 @@
 // mtlfast._C: what Python needs from the native part that is not a tensor op. Knows no torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/isa.h"
+#include "multi_hash_lookup/numpy_indices.h"
 
 namespace py = pybind11;
 
@@ -164,6 +167,68 @@ py::tuple gather_ranges(const py::object& values, const py::object& starts,
   return py::make_tuple(gathered, offsets);
 }
 
+// multi_hash_indices of mtlfast.ops, on NumPy arrays.
+Int64Array multi_hash_indices(const py::object& ids, std::int64_t num_codewords,
+                              std::int64_t num_hashes, std::int64_t order,
+                              const std::optional<std::vector<std::int64_t>>& key_fields,
+                              const std::string& hash, std::int64_t first_hash) {
+  using mtlfast::multi_hash_lookup::Crosses;
+  const auto fail = [](const std::string& name, const std::string& expected,
+                       const std::string& found) { Int64View::fail(name, expected, found); };
+  if (!py::isinstance<py::array>(ids)) {
+    fail("ids", "a NumPy array", py::str(py::type::of(ids).attr("__name__")));
+  }
+  const auto array = py::reinterpret_borrow<py::array>(ids);
+  if (!py::isinstance<Int64Array>(ids)) fail("ids", "dtype int64", py::str(array.dtype()));
+  if (array.ndim() != 2) {
+    fail("ids", "shape [B, F]", std::to_string(array.ndim()) + " dimensions");
+  }
+  const bool siphash = hash == "siphash";
+  if (!siphash && hash != "mix64") fail("hash", "one of ('mix64', 'siphash')", "'" + hash + "'");
+  if (num_codewords < 1 || num_codewords > 0xFFFFFFFF) {
+    fail("num_codewords", "from 1 to 2**32 - 1 codewords", std::to_string(num_codewords));
+  }
+  if (num_hashes < 1) fail("num_hashes", "an int of at least 1", std::to_string(num_hashes));
+  if (first_hash < 0) fail("first_hash", "an int of at least 0", std::to_string(first_hash));
+  if (siphash && first_hash + num_hashes > mtlfast::hash::kSipHashFunctions) {
+    fail("num_hashes", "at most 11 hash functions with siphash",
+         std::to_string(first_hash + num_hashes));
+  }
+  Crosses crosses;
+  try {
+    crosses = mtlfast::multi_hash_lookup::make_crosses(array.shape(1), order, key_fields);
+  } catch (const std::runtime_error& error) {
+    throw py::value_error(std::string(error.what()).substr(std::strlen("mtlfast: ")));
+  }
+
+  const std::int64_t batch = array.shape(0), num_fields = array.shape(1);
+  const auto* const data = static_cast<const char*>(array.data());
+  const py::ssize_t row_stride = array.strides(0), column_stride = array.strides(1);
+  const auto id_at = [&](std::int64_t b, std::int64_t f) {
+    std::int64_t id;
+    std::memcpy(&id, data + b * row_stride + f * column_stride, sizeof id);
+    return id;
+  };
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t f = 0; f < num_fields; ++f) {
+      if (id_at(b, f) >= 0) continue;
+      fail("ids", "no negative id",
+           "ids[" + std::to_string(b) + ", " + std::to_string(f) +
+               "] = " + std::to_string(id_at(b, f)));
+    }
+  Int64Array indices({batch, crosses.size(), num_hashes});
+  std::int64_t* const out = indices.mutable_data();
+  {
+    py::gil_scoped_release release;
+    for (std::int64_t b = 0; b < batch; ++b)
+      mtlfast::multi_hash_lookup::sample_indices(
+          crosses, [&](std::int64_t f) { return id_at(b, f); },
+          static_cast<std::uint64_t>(num_codewords), num_hashes, first_hash, siphash,
+          out + b * crosses.size() * num_hashes);
+  }
+  return indices;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -179,4 +244,8 @@ PYBIND11_MODULE(_C, m) {
         "int64 [S] lengths -> int64 [S + 1] offsets, starting at 0.");
   m.def("gather_ranges", &gather_ranges, py::arg("values"), py::arg("starts"), py::arg("ends"),
         "Concatenate values[starts[i]:ends[i]] of a 1-D int64 array -> (values, offsets [S + 1]).");
+  m.def("multi_hash_indices", &multi_hash_indices, py::arg("ids"), py::arg("num_codewords"),
+        py::kw_only(), py::arg("num_hashes"), py::arg("order") = 2,
+        py::arg("key_fields") = py::none(), py::arg("hash") = "mix64", py::arg("first_hash") = 0,
+        "mtlfast.ops.multi_hash_indices on an int64 array [B, F] -> int64 [B, P, num_hashes].");
 }

@@ -15,6 +15,11 @@
 #define MTLFAST_TENSORS_16 \
   MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4 ", " MTLFAST_TENSORS_4
 
+// What the multi-hash lookups share.
+#define MTLFAST_HASHING "int num_hashes, int order, int[]? key_fields, bool siphash, int first_hash"
+#define MTLFAST_LOOKUP \
+  "Tensor? pair_weights, Tensor? codeword_weights, " MTLFAST_HASHING ", bool pool"
+
 // Another name where the CUDA sources are emulated for tests (csrc/common/cuda.h).
 #ifndef MTLFAST_LIBRARY
 #define MTLFAST_LIBRARY mtlfast
@@ -60,4 +65,30 @@ STABLE_TORCH_LIBRARY(MTLFAST_LIBRARY, m) {
       "stacked_linear_backward("
       "Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, Tensor out, bool relu, "
       "bool need_x) -> (Tensor, Tensor, Tensor)");
+
+  // -> int64 [B, P, num_hashes]
+  m.def("multi_hash_indices(Tensor ids, SymInt num_codewords, " MTLFAST_HASHING ") -> Tensor");
+  // -> float32 [B, F, num_hashes * c], or [B, P, num_hashes * c] where not pooled
+  m.def("multi_hash_lookup_forward(Tensor ids, Tensor codebook, " MTLFAST_LOOKUP ") -> Tensor");
+  // -> gradients of codebook, pair_weights, codeword_weights
+  m.def("multi_hash_lookup_backward(Tensor grad_out, Tensor ids, Tensor codebook, " MTLFAST_LOOKUP
+        ", bool need_codebook, bool need_pair_weights, bool need_codeword_weights) "
+        "-> (Tensor, Tensor, Tensor)");
+  // -> (book, row) [2, nnz] and values [nnz, c] of the codebook's gradient, rows unique and
+  // ascending; gradients of pair_weights, codeword_weights
+  m.def(
+      "multi_hash_lookup_backward_sparse("
+      "Tensor grad_out, Tensor ids, Tensor codebook, " MTLFAST_LOOKUP
+      ", bool need_pair_weights, bool need_codeword_weights) "
+      "-> (" MTLFAST_TENSORS_4 ")");
+  // Updates the rows in use, in place. `first`: the sum of squares (Adagrad) or the average of
+  // gradients (Adam); `second`: the average of squares (Adam), else size 0. Squares are [K, n] with
+  // per_row, all else [K, n, c].
+  // -> gradients of pair_weights, codeword_weights
+  m.def(
+      "multi_hash_lookup_backward_step("
+      "Tensor grad_out, Tensor ids, Tensor(a!) codebook, " MTLFAST_LOOKUP
+      ", bool need_pair_weights, bool need_codeword_weights, "
+      "Tensor(b!) first, Tensor(c!) second, bool adam, bool per_row, "
+      "float lr, float eps, float beta1, float beta2, int step) -> (Tensor, Tensor)");
 }

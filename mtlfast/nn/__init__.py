@@ -1,5 +1,6 @@
 """Modules built on the ops: embeddings, DTRN's conditional transformer, MemoNet's codebook."""
 
+from mtlfast.nn.codebook_optimizer import FusedAdagrad, FusedAdam
 from mtlfast.nn.conditional_transformer import ConditionalTransformer, InterestFunction
 from mtlfast.nn.feature_embedding import EmbeddedFeatures, FeatureEmbedding
 from mtlfast.nn.field_embedding import FieldEmbedding
@@ -14,6 +15,8 @@ __all__ = [
     "EmbeddedFeatures",
     "FeatureEmbedding",
     "FieldEmbedding",
+    "FusedAdagrad",
+    "FusedAdam",
     "InterestFunction",
     "LayerNormHypernetwork",
     "MultiHashCodebook",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlfast.errors import bad
-from mtlfast.ops import field_crosses, multi_hash_lookup
+from mtlfast.ops import FusedStep, field_crosses, multi_hash_lookup
 
 Sharing = Literal["shared", "private"]
 Restoring = Literal["linear", "attentive"]
@@ -83,6 +83,9 @@ class MultiHashCodebook(nn.Module):
         init_std: standard deviation of the initial codewords.
         backend: implementation of the lookup; see :func:`mtlfast.explain`.
 
+    :class:`FusedAdagrad` and :class:`FusedAdam` update the codebook during the backward, for a
+    small part of the time that its gradient and an optimizer's step take.
+
     Raises:
         ValueError: for sizes that are not positive or an unknown option.
     """
@@ -153,6 +156,7 @@ class MultiHashCodebook(nn.Module):
         self.sparse_grad = sparse_grad
         self.init_std = init_std
         self.backend = backend
+        self.fused_step: Callable[[Tensor, int], FusedStep] | None = None
         crosses = [field_crosses(num_fields, order, self.key_fields) for order in orders]
         self.num_crosses = tuple(len(found) for found in crosses)
 
@@ -250,7 +254,7 @@ class MultiHashCodebook(nn.Module):
 
     def _codebooks(self) -> Sequence[Tensor]:
         """The codebooks ``[K, n, c]`` of every order."""
-        if self.sparse_grad:
+        if self.sparse_grad and self.fused_step is None:
             hooks = getattr(self.codebook, "_post_accumulate_grad_hooks", None) or {}
             if self.codebook.requires_grad and _keep_coalesced not in hooks.values():
                 self.codebook.register_post_accumulate_grad_hook(_keep_coalesced)
@@ -278,8 +282,14 @@ class MultiHashCodebook(nn.Module):
             pool=self.shrinking != "none",
             first_hash=self.first_hash,
             sparse_grad=self.sparse_grad,
+            fused_step=self._step_of(i),
             backend=self.backend,
         )
+
+    def _step_of(self, i: int) -> Callable[[], FusedStep] | None:
+        """The optimizer's step in the backward of the ``i``-th order, where there is one."""
+        step, codebook = self.fused_step, self.codebook
+        return None if step is None else lambda: step(codebook, i)
 
     def extra_repr(self) -> str:
         return (

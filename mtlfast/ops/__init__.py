@@ -4,12 +4,13 @@ from ..reference import ConditionalTransformerWeights, TransformerWeights, field
 from ._backend import Explanation, checks, explain
 from .conditional_interest import conditional_interest
 from .conditional_layer_norm import conditional_layer_norm
-from .multi_hash_lookup import multi_hash_indices, multi_hash_lookup
+from .multi_hash_lookup import FusedStep, multi_hash_indices, multi_hash_lookup
 from .stacked_linear import stacked_linear
 
 __all__ = [
     "ConditionalTransformerWeights",
     "Explanation",
+    "FusedStep",
     "TransformerWeights",
     "checks",
     "conditional_interest",

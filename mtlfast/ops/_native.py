@@ -34,7 +34,7 @@ def differentiable(
     forward_name, backward_name = f"mtlfast::{op}_forward", f"mtlfast::{op}_backward"
     forward_op = getattr(torch.ops.mtlfast, f"{op}_forward").default
     backward_op = getattr(torch.ops.mtlfast, f"{op}_backward").default
-    first_order_only, no_vmap = _first_order_only(op), _no_vmap(op)
+    first_order_only, vmap_rule = _first_order_only(op), no_vmap(op)
 
     torch.library.register_fake(forward_name, fake_forward)
     torch.library.register_fake(backward_name, fake_backward)
@@ -42,8 +42,8 @@ def differentiable(
         forward_name, partial(backward, backward_op), setup_context=setup_context
     )
     torch.library.register_autograd(backward_name, first_order_only)
-    torch.library.register_vmap(forward_name, no_vmap)
-    torch.library.register_vmap(backward_name, no_vmap)
+    torch.library.register_vmap(forward_name, vmap_rule)
+    torch.library.register_vmap(backward_name, vmap_rule)
 
     # Eager calls take the same formulas through autograd.Function, without the quarter of a
     # millisecond that register_autograd costs for 27 arguments (it reads the default of each from
@@ -54,15 +54,32 @@ def differentiable(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward_op(*inputs)
-        try:
-            return run_forward(*inputs)
-        except RuntimeError as error:
-            _, prefix, text = str(error).partition(_PREFIX)
-            if not prefix:
-                raise
-            raise ValueError(text.partition("\n")[0]) from None
+        return with_value_errors(run_forward, *inputs)
 
     return call
+
+
+def eager_only(
+    op: str,
+    forward_op: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A forward op with a backward that graphs cannot hold: sparse gradients, updates in place."""
+    run = _eager(op, forward_op, setup_context, backward)
+    return lambda *inputs: with_value_errors(run, *inputs)
+
+
+def with_value_errors(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Calls ``function``; wrong data that the C++ op found are a ValueError."""
+    try:
+        return function(*inputs)
+    except RuntimeError as error:
+        _, prefix, text = str(error).partition(_PREFIX)
+        if not prefix:
+            raise
+        raise ValueError(text.partition("\n")[0]) from None
 
 
 def _eager(
@@ -79,7 +96,7 @@ def _eager(
         "forward": staticmethod(forward),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
-        "vmap": staticmethod(_no_vmap(name)),
+        "vmap": staticmethod(no_vmap(name)),
     }
     function: Any = type(f"{name}_eager", (torch.autograd.Function,), members)
 
@@ -102,7 +119,7 @@ def _first_order_only(op: str) -> Callable[..., Any]:
     return backward
 
 
-def _no_vmap(op: str) -> Callable[..., Any]:
+def no_vmap(op: str) -> Callable[..., Any]:
     def rule(info: Any, in_dims: Any, *args: Any) -> Any:
         raise NotImplementedError(
             f"{op}: fused backends cannot run under torch.vmap; the op is batched already, "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import activation_and_compute_dtype, require_floating
-from ..errors import bad, can_read, describe, require_tensor, shape_text, sizes_text
+from ..errors import bad, can_read, describe, number, require_tensor, shape_text, sizes_text
 from .siphash import KEYS as _SIPHASH_KEYS
 from .siphash import key_strings, siphash
 
@@ -68,7 +68,7 @@ def multi_hash_indices(
             CUDA).
     """
     crosses = check_hashing(ids, num_hashes, order, key_fields, hash, first_hash)
-    _check_num_codewords("num_codewords", num_codewords)
+    check_num_codewords("num_codewords", num_codewords)
     check_ids(ids)
     if hash == "siphash":
         return _siphash_indices(ids, crosses, num_codewords, num_hashes, first_hash)
@@ -226,12 +226,12 @@ class _SparseRows(torch.autograd.Function):
         compute = torch.float64 if grad.dtype == torch.float64 else torch.float32
         values = grad.new_zeros(len(unique), ctx.shape[2], dtype=compute)
         values = values.index_add(0, inverse, grad.to(compute)).to(grad.dtype)
-        return None, sparse_rows(unique, values, ctx.shape)
+        where = torch.stack((unique // ctx.shape[1], unique % ctx.shape[1]))
+        return None, sparse_rows(where, values, ctx.shape)
 
 
-def sparse_rows(rows: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
-    """A coalesced COO tensor of ``shape [K, n, c]``; ``rows`` ascend, counted through the books."""
-    indices = torch.stack((rows // shape[1], rows % shape[1]))
+def sparse_rows(indices: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """A coalesced COO tensor of ``shape [K, n, c]``; ``indices [2, nnz]`` are unique and ascend."""
     return torch.sparse_coo_tensor(
         indices, values, tuple(shape), check_invariants=False, is_coalesced=True
     )
@@ -280,13 +280,23 @@ def _siphash_indices(
 
 
 @functools.lru_cache(maxsize=64)
-def _crosses(
+def _cached_crosses(
     num_fields: int, order: int, key_fields: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], ...]:
     found = itertools.combinations(range(num_fields), order)
     if key_fields is None:
         return tuple(found)
     return tuple(cross for cross in found if any(field in key_fields for field in cross))
+
+
+def _crosses(
+    num_fields: int, order: int, key_fields: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], ...]:
+    return _cached_crosses(num_fields, order, key_fields)
+
+
+# What torch.compiler.assume_constant_result sets; that decorator imports all of Dynamo.
+_crosses._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def field_crosses(
@@ -299,6 +309,8 @@ def field_crosses(
     """
     if not isinstance(order, int) or order not in (2, 3):
         raise bad("order", "2 or 3", repr(order))
+    # In a traced graph both may be symbols; crosses are those of this call.
+    num_fields, order = int(number(num_fields)), int(number(order))
     if num_fields < order:
         raise bad("ids", f"at least {order} fields", num_fields)
     if key_fields is None:
@@ -337,7 +349,7 @@ def check_hashing(
             raise bad("num_hashes", expected, first_hash + num_hashes)
         if ids.device.type not in ("cpu", "meta"):
             raise bad("hash", "'mix64' unless ids are on the CPU", f"'siphash' on {ids.device}")
-    return field_crosses(int(ids.shape[1]), order, key_fields)
+    return field_crosses(ids.shape[1], order, key_fields)
 
 
 def check_lookup(
@@ -358,7 +370,7 @@ def check_lookup(
     if codebook.dim() != 3 or codebook.shape[0] not in (1, num_hashes) or codebook.shape[2] < 1:
         books = "1" if num_hashes == 1 else f"1 or {num_hashes}"
         raise bad("codebook", f"shape [K = {books}, n, c]", f"shape {shape_text(codebook)}")
-    _check_num_codewords("codebook", codebook.shape[1])
+    check_num_codewords("codebook", codebook.shape[1])
     pairs, batch = len(crosses), ids.shape[0]
     if pair_weights is not None:
         _require("pair_weights", pair_weights, ids)
@@ -395,7 +407,8 @@ def output_dtype(
     return activation_and_compute_dtype(tensors, (), codebook.device)[0]
 
 
-def _check_num_codewords(name: str, value: int) -> None:
+def check_num_codewords(name: str, value: int) -> None:
+    """Raises ValueError where ``value``, the argument ``name`` or its size, is out of range."""
     if name == "num_codewords" and (not isinstance(value, int) or isinstance(value, bool)):
         raise bad(name, "an int", type(value).__name__)
     if not 1 <= value <= MAX_CODEWORDS:

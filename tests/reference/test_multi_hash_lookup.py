@@ -140,13 +140,13 @@ def naive(case: Case) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(24))
 def test_equals_loops(seed: int) -> None:
     case = fuzz(seed, torch.float64)
-    case.ids = case.ids[:7]
+    case.ids = case.ids[:3]
     for name in ("pair_weights", "codeword_weights"):
         if name in case.tensors:
-            case.tensors[name] = case.tensors[name].detach()[:7].requires_grad_()
+            case.tensors[name] = case.tensors[name].detach()[:3].requires_grad_()
     found, expected = case.call(reference.multi_hash_lookup), naive(case)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     if not len(case.ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -170,6 +171,11 @@ def plain(
     **options: Any,
 ) -> Tensor:
     """What one writes without this package, in the dtype of the inputs (but for the hashing)."""
+    given = [t for t in (codebook, pair_weights, codeword_weights) if t is not None]
+    dtype = functools.reduce(torch.promote_types, [t.dtype for t in given])
+    codebook = codebook.to(dtype)
+    pair_weights = None if pair_weights is None else pair_weights.to(dtype)
+    codeword_weights = None if codeword_weights is None else codeword_weights.to(dtype)
     books, n, width = codebook.shape
     rows = multi_hash_indices(
         ids, n, num_hashes=num_hashes, order=order, key_fields=key_fields, **options
@@ -186,8 +192,7 @@ def plain(
     for k in range(order):
         own = codewords
         if pair_weights is not None:
-            own = (
-                own * (pair_weights if pair_weights.dim() == 2 else pair_weights[..., k])[..., None]
-            )
+            of_member = pair_weights if pair_weights.dim() == 2 else pair_weights[..., k]
+            own = own * of_member[..., None]
         out = out.index_add(1, crosses[:, k], own)
     return out

@@ -1,0 +1,832 @@
+// Multi-hash codebook lookups on one CPU thread. MemoNet (CIKM 2023): with c_p the codewords of
+// cross p, side by side,
+//   v_p = pair_weights[p] * codeword_weights[p] * c_p,  out[f] = sum of v_p over the crosses of f
+#include "../common/columns.h"
+#include "../common/hash.h"
+#include "../common/isa.h"
+#include "problem.h"
+
+namespace mtlfast {
+MTLFAST_DECLARE_MULTI_HASH_LOOKUP(MTLFAST_ISA)
+
+namespace MTLFAST_ISA {
+namespace {
+
+using namespace multi_hash_lookup;
+
+// ---- hashing, one sample per lane ----
+
+constexpr int kWords = kLanes / 2;
+constexpr int kVectors = static_cast<int>(kBlock) / kWords;  // vectors in a block
+
+typedef uint64_t Words __attribute__((vector_size(kWords * 8)));
+typedef uint64_t UnalignedWords __attribute__((vector_size(kWords * 8), aligned(8), may_alias));
+typedef uint32_t Indices __attribute__((vector_size(kWords * 4)));
+typedef uint32_t UnalignedIndices __attribute__((vector_size(kWords * 4), aligned(4), may_alias));
+
+struct BlockOfWords {
+  Words v[kVectors];
+
+  MTLFAST_INLINE static BlockOfWords load(const uint64_t* p) {
+    BlockOfWords b;
+    for (int i = 0; i < kVectors; ++i)
+      b.v[i] = *reinterpret_cast<const UnalignedWords*>(p + i * kWords);
+    return b;
+  }
+  MTLFAST_INLINE void store(uint64_t* p) const {
+    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<UnalignedWords*>(p + i * kWords) = v[i];
+  }
+  MTLFAST_INLINE void store_indices(uint32_t* p) const {
+    for (int i = 0; i < kVectors; ++i)
+      *reinterpret_cast<UnalignedIndices*>(p + i * kWords) = __builtin_convertvector(v[i], Indices);
+  }
+  MTLFAST_INLINE BlockOfWords cross(const BlockOfWords& key) const {
+    BlockOfWords b;
+    for (int i = 0; i < kVectors; ++i) b.v[i] = hash::cross<Words>(v[i], key.v[i]);
+    return b;
+  }
+  MTLFAST_INLINE BlockOfWords index(uint64_t num_codewords) const {
+    BlockOfWords b;
+    for (int i = 0; i < kVectors; ++i) b.v[i] = hash::index<Words>(v[i], num_codewords);
+    return b;
+  }
+};
+
+void hash_block(const Hashing& h, int64_t block, uint32_t* indices, uint64_t* scratch) {
+  uint64_t* keys = scratch;
+  uint64_t* of_first = scratch + h.num_fields * kBlock;  // every field as the first of a cross
+  const int64_t first = block * kBlock;
+  const int64_t count = h.batch - first < kBlock ? h.batch - first : kBlock;
+  for (int64_t f = 0; f < h.num_fields; ++f) {
+    alignas(64) uint64_t values[kBlock] = {};
+    const int64_t* id = h.ids + first * h.stride_sample + f * h.stride_field;
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<uint64_t>(id[i * h.stride_sample]);
+    BlockOfWords b = BlockOfWords::load(values);
+    for (int i = 0; i < kVectors; ++i) b.v[i] = hash::key<Words>(static_cast<uint64_t>(f), b.v[i]);
+    b.store(keys + f * kBlock);
+  }
+  for (int64_t s = 0; s < h.num_hashes; ++s) {
+    BlockOfWords seed;
+    for (int i = 0; i < kVectors; ++i)
+      seed.v[i] = Words{} + hash::seed(static_cast<uint64_t>(h.first_hash + s));
+    for (int64_t f = 0; f < h.num_fields; ++f)
+      seed.cross(BlockOfWords::load(keys + f * kBlock)).store(of_first + f * kBlock);
+    for (int64_t g = 0; g < h.num_groups; ++g) {
+      const int32_t* prefix = h.prefix + g * (h.order - 1);
+      BlockOfWords hashed = BlockOfWords::load(of_first + prefix[0] * kBlock);
+      if (h.order == 3) hashed = hashed.cross(BlockOfWords::load(keys + prefix[1] * kBlock));
+      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+        const BlockOfWords key = BlockOfWords::load(keys + h.last[p] * kBlock);
+        hashed.cross(key).index(h.num_codewords).store_indices(indices + p * kBlock);
+      }
+    }
+    indices += h.num_crosses * kBlock;
+  }
+}
+
+void siphash_block(const Hashing& h, int64_t block, uint32_t* indices, unsigned char* scratch) {
+  constexpr int64_t kText = 48;  // a length and the text of one field
+  for (int64_t lane = 0; lane < kBlock; ++lane) {
+    const int64_t sample = block * kBlock + lane;
+    if (sample >= h.batch) {
+      for (int64_t e = 0; e < h.elements(); ++e) indices[e * kBlock + lane] = 0;
+      continue;
+    }
+    for (int64_t f = 0; f < h.num_fields; ++f) {
+      unsigned char* text = scratch + f * kText;
+      const int64_t id = h.ids[sample * h.stride_sample + f * h.stride_field];
+      text[0] = static_cast<unsigned char>(
+          hash::write_key_text(static_cast<uint64_t>(f), static_cast<uint64_t>(id), text + 1));
+    }
+    for (int64_t g = 0; g < h.num_groups; ++g) {
+      unsigned char message[3 * kText];
+      int64_t before = 0;
+      const auto append = [&](int64_t at, int32_t field) {
+        const unsigned char* text = scratch + field * kText;
+        for (int i = 0; i < text[0]; ++i) message[at + i] = text[1 + i];
+        return at + text[0];
+      };
+      for (int64_t k = 0; k < h.order - 1; ++k) {
+        before = append(before, h.prefix[g * (h.order - 1) + k]);
+        message[before++] = '_';
+      }
+      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+        const int64_t length = append(before, h.last[p]);
+        for (int64_t s = 0; s < h.num_hashes; ++s) {
+          const hash::SipHashKey key = hash::siphash_key(static_cast<int>(h.first_hash + s));
+          const uint64_t hashed = hash::siphash(message, length, key);
+          indices[(s * h.num_crosses + p) * kBlock + lane] =
+              static_cast<uint32_t>(hashed % h.num_codewords);
+        }
+      }
+    }
+  }
+}
+
+MTLFAST_INLINE void any_hash_block(const Hashing& h, int64_t block, uint32_t* indices,
+                                   void* scratch) {
+  if (h.siphash)
+    siphash_block(h, block, indices, static_cast<unsigned char*>(scratch));
+  else
+    hash_block(h, block, indices, static_cast<uint64_t*>(scratch));
+}
+
+// ---- rows ----
+
+template <class Part>
+MTLFAST_INLINE Vec load_kind(const void* data, int64_t at, Kind kind, Part part) {
+  if (kind == Kind::float32) return load_part(static_cast<const float*>(data) + at, part);
+  if (kind == Kind::bfloat16) return load_bf16_part(static_cast<const uint16_t*>(data) + at, part);
+  return load_f16_part(static_cast<const uint16_t*>(data) + at, part);
+}
+template <class Part>
+MTLFAST_INLINE void store_kind(void* data, int64_t at, Kind kind, Vec v, Part part) {
+  if (kind == Kind::float32)
+    store_part(static_cast<float*>(data) + at, v, part);
+  else if (kind == Kind::bfloat16)
+    store_bf16_part(static_cast<uint16_t*>(data) + at, v, part);
+  else
+    store_f16_part(static_cast<uint16_t*>(data) + at, v, part);
+}
+
+MTLFAST_INLINE int64_t bytes_of(Kind kind) {
+  return kind == Kind::float32 ? 4 : 2;
+}
+
+constexpr int64_t kLine = 64;
+
+// Fetches a row: of NV vectors, or of any number of bytes.
+template <int NV>
+MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
+  const char* const p = static_cast<const char*>(row);
+  if constexpr (NV > 0) {
+    for (int64_t i = 0; i < NV * kLanes * 4; i += kLine)
+      if (i < bytes) __builtin_prefetch(p + i);
+  } else {
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i);
+  }
+}
+
+// Walks through the samples of blocks [begin, end): body(sample, indices, ahead) with the indices
+// of its elements, kBlock apart, and those of the elements to fetch in the meantime: the next
+// sample's, or a few elements later where a whole sample's codewords do not fit into a near cache.
+constexpr int64_t kNearBytes = 256 << 10;
+
+template <class Body>
+MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, char* scratch,
+                                Body body) {
+  const Hashing& h = l.hashing;
+  if (begin >= end) return;
+  const int64_t size = (h.elements() + kElementsAhead) * kBlock;
+  uint32_t* current = reinterpret_cast<uint32_t*>(scratch);
+  uint32_t* next = current + size;
+  void* hash_memory = next + size;
+  std::memset(scratch, 0, static_cast<size_t>(2 * index_bytes(h)));
+  const bool whole_sample = h.elements() * l.width * bytes_of(l.kind) <= kNearBytes;
+  any_hash_block(h, begin, current, hash_memory);
+  for (int64_t block = begin; block < end; ++block) {
+    if (block + 1 < end) any_hash_block(h, block + 1, next, hash_memory);
+    const int64_t first = block * kBlock;
+    const int64_t count = h.batch - first < kBlock ? h.batch - first : kBlock;
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const uint32_t* const indices = current + lane;
+      const uint32_t* ahead = indices;
+      if (l.prefetch && !whole_sample)
+        ahead += kElementsAhead * kBlock;
+      else if (l.prefetch && lane + 1 < count)
+        ahead += 1;
+      else if (l.prefetch && block + 1 < end)
+        ahead = next;
+      body(first + lane, indices, ahead);
+    }
+    uint32_t* const swap = current;
+    current = next;
+    next = swap;
+  }
+}
+
+// The row of every element of hash function s, fetching ahead. With NV, rows have that many vectors
+// and lie one behind the other.
+template <int NV, Kind kKind>
+struct Rows {
+  static constexpr int64_t kSize = kKind == Kind::float32 ? 4 : 2;
+  const uint32_t *indices, *ahead;
+  const char* book;
+  int64_t stride, bytes;
+
+  MTLFAST_INLINE Rows(const Lookup& l, const uint32_t* indices_, const uint32_t* ahead_,
+                      int64_t s) {
+    const int64_t skip = s * l.hashing.num_crosses * kBlock;
+    indices = indices_ + skip;
+    ahead = ahead_ + skip;
+    book = static_cast<const char*>(l.codebook) + s * l.book_stride * kSize;
+    bytes = NV > 0 ? NV * kLanes * kSize : l.width * kSize;
+    stride = NV > 0 ? bytes : l.row_stride * kSize;
+  }
+  MTLFAST_INLINE const char* operator()(int64_t p) const {
+    prefetch_row<NV>(book + ahead[p * kBlock] * stride, bytes);
+    return book + indices[p * kBlock] * stride;
+  }
+};
+
+template <int NV>
+MTLFAST_INLINE void clear(const Columns<NV>& columns, Buffer<NV>& to) {
+  columns.each([&](int64_t v, auto) { to.put(v, zero()); });
+}
+
+template <int NV>
+MTLFAST_INLINE void add_to(const Columns<NV>& columns, float* p, const Buffer<NV>& from) {
+  columns.each([&](int64_t v, auto part) {
+    float* at = p + v * kLanes;
+    store_part(at, load_part(at, part) + from.get(v), part);
+  });
+}
+
+// ---- forward ----
+
+template <int NV, Kind kKind, bool kPerMember, bool kWeighted>
+void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, const uint32_t* ahead,
+                    float* out, float* scratch) {
+  const Hashing& h = l.hashing;
+  const Columns<NV> columns(l.width);
+  const int64_t total = l.columns(), buffer = round_up_floats(l.width), order = h.order;
+  out += sample * h.num_fields * total;
+  std::memset(out, 0, sizeof(float) * static_cast<size_t>(h.num_fields * total));
+  const float* weights = l.pair_weights + sample * l.pair_stride;
+  const float* factors = kWeighted ? l.codeword_weights + sample * h.num_crosses * total : nullptr;
+  for (int64_t s = 0; s < h.num_hashes; ++s) {
+    const Rows<NV, kKind> rows(l, indices, ahead, s);
+    float* const base = out + s * l.width;
+    for (int64_t g = 0; g < h.num_groups; ++g) {
+      Buffer<NV> sum(scratch), second(scratch + buffer);
+      clear(columns, sum);
+      if (kPerMember) clear(columns, second);
+      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+        const char* const row = rows(p);
+        float* const of_last = base + l.last_place[p];
+        const float* const factor = kWeighted ? factors + p * total + s * l.width : nullptr;
+        const float* const weight = weights + (kPerMember ? p * order : p);
+        const Vec first_weight = broadcast(weight[0]);
+        const Vec last_weight = kPerMember ? broadcast(weight[order - 1]) : first_weight;
+        const Vec middle_weight = kPerMember ? broadcast(weight[order - 2]) : first_weight;
+        columns.each([&](int64_t v, auto part) {
+          Vec x = load_kind(row, v * kLanes, kKind, part);
+          if constexpr (kWeighted) x *= load_part(factor + v * kLanes, part);
+          float* const at = of_last + v * kLanes;
+          const Vec weighted = x * last_weight;
+          store_part(at, load_part(at, part) + weighted, part);
+          if constexpr (kPerMember) {
+            sum.put(v, sum.get(v) + x * first_weight);
+            second.put(v, second.get(v) + x * middle_weight);
+          } else {
+            sum.put(v, sum.get(v) + weighted);
+          }
+        });
+      }
+      const int32_t* const prefix = h.prefix + g * (order - 1);
+      add_to(columns, base + prefix[0] * total, sum);
+      if (order == 3) add_to(columns, base + prefix[1] * total, kPerMember ? second : sum);
+    }
+  }
+}
+
+// Without pooling.
+template <Kind kKind>
+void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* indices,
+                             const uint32_t* ahead, float* out) {
+  const Hashing& h = l.hashing;
+  const Columns<0> columns(l.width);
+  const int64_t total = l.columns();
+  out += sample * h.num_crosses * total;
+  const float* weights = l.pair_weights + sample * l.pair_stride;
+  const float* factors = l.codeword_weights;
+  if (factors != nullptr) factors += sample * h.num_crosses * total;
+  for (int64_t s = 0; s < h.num_hashes; ++s) {
+    const Rows<0, kKind> rows(l, indices, ahead, s);
+    for (int64_t p = 0; p < h.num_crosses; ++p) {
+      const char* const row = rows(p);
+      const int64_t start = p * total + s * l.width;
+      const Vec weight = broadcast(weights[p]);
+      columns.each([&](int64_t v, auto part) {
+        Vec x = load_kind(row, v * kLanes, kKind, part);
+        if (factors != nullptr) x *= load_part(factors + start + v * kLanes, part);
+        store_part(out + start + v * kLanes, x * weight, part);
+      });
+    }
+  }
+}
+
+template <int NV, Kind kKind>
+void forward_blocks(const Lookup& l, int64_t begin, int64_t end, float* out, char* scratch) {
+  float* const sums = reinterpret_cast<float*>(scratch);
+  char* const rest = scratch + 3 * 4 * round_up_floats(l.width);
+  each_sample(l, begin, end, rest,
+              [&](int64_t sample, const uint32_t* indices, const uint32_t* ahead) {
+                if (!l.pool)
+                  forward_sample_unpooled<kKind>(l, sample, indices, ahead, out);
+                else if (l.codeword_weights != nullptr && l.per_member)
+                  forward_sample<NV, kKind, true, true>(l, sample, indices, ahead, out, sums);
+                else if (l.codeword_weights != nullptr)
+                  forward_sample<NV, kKind, false, true>(l, sample, indices, ahead, out, sums);
+                else if (l.per_member)
+                  forward_sample<NV, kKind, true, false>(l, sample, indices, ahead, out, sums);
+                else
+                  forward_sample<NV, kKind, false, false>(l, sample, indices, ahead, out, sums);
+              });
+}
+
+// The number of vectors in a row when there is a kernel for just that number, else 0.
+// Such rows lie one behind the other.
+int fixed_vectors(int64_t width, bool contiguous = true) {
+  if (width % kLanes != 0 || !contiguous) return 0;
+  const int64_t vectors = width / kLanes;
+  return vectors == 1 || vectors == 2 || vectors == 4 ? static_cast<int>(vectors) : 0;
+}
+
+#if defined(__SANITIZE_ADDRESS__)  // these builds take minutes: one of each kind is enough
+#define MTLFAST_BY_VECTORS(width, contiguous, CALL) \
+  switch (fixed_vectors(width, contiguous)) {       \
+    case 2:                                         \
+      CALL(2);                                      \
+      break;                                        \
+    default:                                        \
+      CALL(0);                                      \
+  }
+#else
+#define MTLFAST_BY_VECTORS(width, contiguous, CALL) \
+  switch (fixed_vectors(width, contiguous)) {       \
+    case 1:                                         \
+      CALL(1);                                      \
+      break;                                        \
+    case 2:                                         \
+      CALL(2);                                      \
+      break;                                        \
+    case 4:                                         \
+      CALL(4);                                      \
+      break;                                        \
+    default:                                        \
+      CALL(0);                                      \
+  }
+#endif
+
+// ---- gradients of the weights ----
+
+// With x the codeword times its factor and t the gradient of what the cross was added to:
+//   d pair_weights = x . t,  d codeword_weights = weight * codeword * t
+// `sums` holds a vector for every weight of the sample, all zero between calls.
+template <int NV, Kind kKind, bool kPerMember>
+void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* indices,
+                             const uint32_t* ahead, const float* grad, float* d_pair,
+                             float* d_codeword, float* sums) {
+  const Hashing& h = l.hashing;
+  const Columns<NV> columns(l.width);
+  const int64_t total = l.columns(), order = h.order, members = l.members();
+  const int64_t count = kPerMember ? order : 1;  // weights per cross
+  grad += sample * l.slots() * total;
+  const float* weights = l.pair_weights + sample * l.pair_stride;
+  const float* factors = l.codeword_weights;
+  if (factors != nullptr) factors += sample * h.num_crosses * total;
+  if (d_codeword != nullptr) d_codeword += sample * h.num_crosses * total;
+
+  for (int64_t s = 0; s < h.num_hashes; ++s) {
+    const Rows<NV, kKind> rows(l, indices, ahead, s);
+    const float* const base = grad + s * l.width;
+    for (int64_t g = 0; g < h.num_groups; ++g) {
+      const int32_t* const prefix = h.prefix + g * (order - 1);
+      const float* t[3] = {base + prefix[0] * total, base + prefix[order - 2] * total, base};
+      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+        const char* const row = rows(p);
+        t[members - 1] = l.pool ? base + l.last_place[p] : base + p * total;
+        const int64_t start = p * total + s * l.width;
+        const float* const weight = weights + p * count;
+        float* const sum = sums + p * count * kLanes;
+        Vec dot[3] = {zero(), zero(), zero()};
+        columns.each([&](int64_t v, auto part) {
+          const int64_t at = v * kLanes;
+          const Vec codeword = load_kind(row, at, kKind, part);
+          Vec x = codeword;
+          if (factors != nullptr) x *= load_part(factors + start + at, part);
+          Vec joint = zero();  // with the weights where every member has its own
+          for (int64_t k = 0; k < members; ++k) {
+            const Vec of_member = load_part(t[k] + at, part);
+            if constexpr (kPerMember) dot[k] += zero_outside(x * of_member, part);
+            joint += kPerMember ? broadcast(weight[k]) * of_member : of_member;
+          }
+          if constexpr (!kPerMember) dot[0] += zero_outside(x * joint, part);
+          if (d_codeword != nullptr) {
+            const Vec scaled = kPerMember ? joint : joint * broadcast(weight[0]);
+            store_part(d_codeword + start + at, codeword * scaled, part);
+          }
+        });
+        for (int64_t k = 0; k < count; ++k) {
+          float* const own = sum + k * kLanes;
+          store(own, load(own) + dot[k]);
+        }
+      }
+    }
+  }
+  const int64_t num_sums = h.num_crosses * count;
+  if (d_pair != nullptr) d_pair += sample * num_sums;
+  for (int64_t first = 0; first < num_sums; first += kLanes) {
+    Vec v[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      v[i] = load(sums + (first + i) * kLanes);
+      store(sums + (first + i) * kLanes, zero());
+    }
+    if (d_pair == nullptr) continue;
+    const int64_t left = num_sums - first;
+    if (left >= kLanes)
+      store(d_pair + first, sum_each(v));
+    else
+      store_first(d_pair + first, sum_each(v), static_cast<int>(left));
+  }
+}
+
+template <int NV, Kind kKind>
+void weight_gradients(const Lookup& l, const float* grad, int64_t begin, int64_t end, float* d_pair,
+                      float* d_codeword, char* scratch) {
+  const int64_t num_sums = l.hashing.num_crosses * l.hashing.order + kLanes;
+  float* const sums = reinterpret_cast<float*>(scratch);
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(num_sums * kLanes));
+  char* const rest = scratch + num_sums * kLanes * 4;
+  each_sample(l, begin, end, rest,
+              [&](int64_t sample, const uint32_t* indices, const uint32_t* ahead) {
+                const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true>
+                                                 : weight_gradients_sample<NV, kKind, false>;
+                kernel(l, sample, indices, ahead, grad, d_pair, d_codeword, sums);
+              });
+}
+
+// ---- the codebook's gradient ----
+
+// Where the sums of a part are kept, before they are finished.
+struct Sums {
+  float* rows;        // [kMostPartEntries, width rounded up]
+  float* block;       // one row more
+  uint32_t* numbers;  // rows' numbers within the part's bucket
+  int64_t stride;
+
+  Sums(const Lookup& l, float* scratch) : stride(round_up_floats(l.width)) {
+    rows = scratch;
+    block = rows + kMostPartEntries * stride;
+    numbers = reinterpret_cast<uint32_t*>(block + 2 * stride);
+  }
+};
+
+constexpr int64_t kEntriesAhead = 16;
+// The sum of a row is kept in two levels, so that rounding errors of hot rows stay close to those
+// of a pairwise sum: this many entries in the first.
+constexpr int64_t kFirstLevel = 32;
+
+// What an entry adds to its row.
+template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+struct Terms {
+  static constexpr int kWeightsEach = kPerMember ? kMembers : 1;
+  const Reduction& r;
+  const Part& part;
+  const Columns<NV> columns;
+  const int64_t sample_stride, num_crosses, row_bytes;
+  const uint32_t mask;
+
+  MTLFAST_INLINE Terms(const Reduction& reduction, const Part& part_)
+      : r(reduction),
+        part(part_),
+        columns(r.lookup.width),
+        sample_stride(r.lookup.slots() * r.lookup.columns()),
+        num_crosses(r.lookup.hashing.num_crosses),
+        row_bytes(r.lookup.width * 4),
+        mask(static_cast<uint32_t>((uint64_t{1} << r.element_bits) - 1)) {}
+
+  // Entries are spread over the whole gradient of the output.
+  MTLFAST_INLINE void fetch(int64_t i) const {
+    const uint64_t later =
+        part.entries[i + kEntriesAhead < part.count ? i + kEntriesAhead : part.count - 1];
+    const auto entry = static_cast<uint32_t>(later);
+    const Element& element = r.elements[entry & mask];
+    const int64_t sample = entry >> r.element_bits;
+    const float* const of_sample = r.grad + sample * sample_stride;
+    for (int k = 0; k < kMembers; ++k) prefetch_row<NV>(of_sample + element.place[k], row_bytes);
+    __builtin_prefetch(r.lookup.pair_weights + sample * r.lookup.pair_stride +
+                       element.cross * kWeightsEach);
+  }
+
+  // add(v, vector v of the term of entry i)
+  template <class Add>
+  MTLFAST_INLINE void operator()(int64_t i, Add add) {
+    const Lookup& l = r.lookup;
+    fetch(i);
+    const auto entry = static_cast<uint32_t>(part.entries[i]);
+    const Element& element = r.elements[entry & mask];
+    const int64_t sample = entry >> r.element_bits;
+    const float* const of_sample = r.grad + sample * sample_stride;
+    const float* const weight = l.pair_weights + sample * l.pair_stride +
+                                static_cast<int64_t>(element.cross) * kWeightsEach;
+    const float* factor = nullptr;
+    if constexpr (kWeighted) {
+      const int64_t s = (static_cast<int64_t>(entry & mask) - element.cross) / num_crosses;
+      factor =
+          l.codeword_weights + (sample * num_crosses + element.cross) * l.columns() + s * l.width;
+    }
+    columns.each([&](int64_t v, auto part_of_row) {
+      const int64_t at = v * kLanes;
+      Vec t = zero();
+      for (int k = 0; k < kMembers; ++k) {
+        const Vec of_member = load_part(of_sample + element.place[k] + at, part_of_row);
+        const Vec share = kPerMember ? of_member * broadcast(weight[k]) : of_member;
+        t = k == 0 ? share : t + share;
+      }
+      if constexpr (!kPerMember) t *= broadcast(weight[0]);
+      if constexpr (kWeighted) t *= load_part(factor + at, part_of_row);
+      add(v, t);
+    });
+  }
+};
+
+// Sums the entries of every row of a part; returns the number of rows.
+template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
+  const Columns<NV> columns(r.lookup.width);
+  const uint64_t* const entries = part.entries;
+  Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
+  Buffer<NV> sum(sums.block);
+  clear(columns, sum);
+  int64_t at = -1, run = 0;
+  uint64_t before = ~uint64_t{0};
+  // Where a row ends is no branch, since nobody could predict it: the sum so far is written after
+  // every entry.
+  for (int64_t i = 0; i < part.count; ++i) {
+    const uint64_t low = entries[i] >> 32;
+    const int32_t same = -static_cast<int32_t>(low == before);
+    const IntVec keep = IntVec{} + same;
+    at += 1 + same;
+    run = (run + 1) & same;
+    float* const row = sums.rows + at * sums.stride;
+    sums.numbers[at] = static_cast<uint32_t>(low);
+    before = low;
+    term(i, [&](int64_t v, Vec t) {
+      const Vec total = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(sum.get(v)) & keep) + t;
+      sum.put(v, total);
+      store(row + v * kLanes, total);
+    });
+    if (run + 1 < kFirstLevel) continue;
+    // A hot row: the rest of it in blocks.
+    while (i + 1 < part.count && entries[i + 1] >> 32 == low) {
+      clear(columns, sum);
+      for (int64_t k = 0; k < kFirstLevel && i + 1 < part.count && entries[i + 1] >> 32 == low; ++k)
+        term(++i, [&](int64_t v, Vec t) { sum.put(v, sum.get(v) + t); });
+      columns.each([&](int64_t v, auto) {
+        float* const to = row + v * kLanes;
+        store(to, load(to) + sum.get(v));
+      });
+    }
+  }
+  return at + 1;
+}
+
+// Writes a row of the gradient; `value(v)` is vector v of it.
+template <int NV, class Value>
+MTLFAST_INLINE void write_gradient(const Columns<NV>& columns, const Reduction& r, int64_t row,
+                                   Value value) {
+  char* const to = static_cast<char*>(r.out) + row * r.out_stride * bytes_of(r.out_kind);
+#if defined(__AVX512F__) || defined(__AVX2__)
+  if (NV > 0 && r.stream) {
+    columns.each([&](int64_t v, auto) {
+      float* const at = reinterpret_cast<float*>(to) + v * kLanes;
+#if defined(__AVX512F__)
+      _mm512_stream_ps(at, value(v));
+#else
+      _mm256_stream_ps(at, value(v));
+#endif
+    });
+    return;
+  }
+#endif
+  columns.each(
+      [&](int64_t v, auto part) { store_kind(to, v * kLanes, r.out_kind, value(v), part); });
+}
+
+template <int NV>
+MTLFAST_INLINE void fill_zero(const Columns<NV>& columns, const Reduction& r, int64_t from,
+                              int64_t to) {
+  for (int64_t row = from; row < to; ++row)
+    write_gradient(columns, r, row, [](int64_t) { return zero(); });
+}
+
+// ---- updates in place ----
+
+constexpr int64_t kRowsAhead = 16;
+
+// Fetches what an update of a row needs.
+template <int NV>
+MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
+  const int64_t width = r.lookup.width, size = bytes_of(r.out_kind);
+  const Step& step = r.step;
+  prefetch_row<NV>(static_cast<const char*>(r.out) + row * r.out_stride * size, width * size);
+  const bool adam = r.finish == Finish::adam;
+  if (adam || !step.per_row)
+    prefetch_row<NV>(step.first + row * width, width * 4);
+  else
+    __builtin_prefetch(step.first + row);
+  if (!adam) return;
+  if (step.per_row)
+    __builtin_prefetch(step.second + row);
+  else
+    prefetch_row<NV>(step.second + row * width, width * 4);
+}
+
+// Updates up to kLanes rows; `row(i)` is the number of the i-th one. Roots and quotients that
+// belong to whole rows are computed for all at once.
+template <int NV, class Row>
+MTLFAST_INLINE void update_rows(const Columns<NV>& columns, const Reduction& r, int count, Row row,
+                                const float* sums, int64_t stride) {
+  const Step& step = r.step;
+  const int64_t width = r.lookup.width;
+  const Kind kind = r.out_kind;
+  const bool adam = r.finish == Finish::adam;
+  const Vec eps = broadcast(step.eps);
+  const Vec size = broadcast(adam ? step.step_size : step.lr);
+  const Vec beta1 = broadcast(step.beta1), beta2 = broadcast(step.beta2);
+  const Vec rest1 = broadcast(1.0f - step.beta1), rest2 = broadcast(1.0f - step.beta2);
+  alignas(64) float scales[kLanes] = {};
+  if (step.per_row) {
+    Vec squares[kLanes];
+    alignas(64) float states[kLanes] = {};
+    float* const of_rows = adam ? step.second : step.first;
+    for (int i = 0; i < kLanes; ++i) {
+      squares[i] = zero();
+      if (i >= count) continue;
+      columns.each([&](int64_t v, auto part) {
+        const Vec g = load(sums + i * stride + v * kLanes);
+        squares[i] += zero_outside(g * g, part);
+      });
+      states[i] = of_rows[row(i)];
+    }
+    const Vec mean = sum_each(squares) / broadcast(static_cast<float>(width));
+    const Vec state = adam ? beta2 * load(states) + rest2 * mean : load(states) + mean;
+    store(states, state);
+    store(scales, size / (square_root(state) + eps));
+    for (int i = 0; i < count; ++i) of_rows[row(i)] = states[i];
+  }
+  for (int i = 0; i < count; ++i) {
+    const int64_t at = row(i) * width;
+    char* const codeword = static_cast<char*>(r.out) + row(i) * r.out_stride * bytes_of(kind);
+    const float* const sum = sums + i * stride;
+    columns.each([&](int64_t v, auto part) {
+      const Vec g = load(sum + v * kLanes);
+      Vec direction = g, by = broadcast(scales[i]);
+      if (adam) {
+        float* const average = step.first + at + v * kLanes;
+        direction = beta1 * load_part(average, part) + rest1 * g;
+        store_part(average, direction, part);
+      }
+      if (!step.per_row) {
+        float* const p = (adam ? step.second : step.first) + at + v * kLanes;
+        const Vec state =
+            adam ? beta2 * load_part(p, part) + rest2 * (g * g) : load_part(p, part) + g * g;
+        store_part(p, state, part);
+        by = size / (square_root(state) + eps);
+      }
+      const Vec w = load_kind(codeword, v * kLanes, kind, part);
+      store_kind(codeword, v * kLanes, kind, w - by * direction, part);
+    });
+  }
+}
+
+// What becomes of the sums of a part.
+template <int NV>
+void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t count) {
+  const Columns<NV> columns(r.lookup.width);
+  const auto row = [&](int64_t i) {
+    return part.first_row + static_cast<int64_t>(sums.numbers[i]);
+  };
+  const auto copy = [&](int64_t i, float* to) {
+    columns.each([&](int64_t v, auto) {
+      store(to + v * kLanes, load(sums.rows + i * sums.stride + v * kLanes));
+    });
+  };
+  int64_t begin = 0, end = count;
+  if (part.open_head) copy(begin++, part.head);
+  if (part.open_tail && begin < end) copy(--end, part.tail);
+
+  if (r.finish == Finish::dense) {
+    int64_t fill_from = part.fill_from;
+    for (int64_t i = begin; i < end; ++i) {
+      fill_zero(columns, r, fill_from, row(i));
+      const float* const sum = sums.rows + i * sums.stride;
+      write_gradient(columns, r, row(i), [&](int64_t v) { return load(sum + v * kLanes); });
+      fill_from = row(i) + 1;
+    }
+    // The last row is left out where it is open.
+    if (end < count) {
+      fill_zero(columns, r, fill_from, row(end));
+      fill_from = row(end) + 1;
+    }
+    fill_zero(columns, r, fill_from, part.fill_to);
+  } else if (r.finish == Finish::compact) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t to = part.position + i - begin;
+      const float* const sum = sums.rows + i * sums.stride;
+      r.rows[to] = row(i);
+      write_gradient(columns, r, to, [&](int64_t v) { return load(sum + v * kLanes); });
+    }
+  } else {
+    for (int64_t i = begin; i < end && i < begin + kRowsAhead; ++i) prefetch_update<NV>(r, row(i));
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int rows = static_cast<int>(end - i < kLanes ? end - i : kLanes);
+      for (int64_t k = i + kRowsAhead; k < i + kRowsAhead + kLanes && k < end; ++k)
+        prefetch_update<NV>(r, row(k));
+      update_rows(
+          columns, r, rows, [&](int k) { return row(i + k); }, sums.rows + i * sums.stride,
+          sums.stride);
+    }
+  }
+}
+
+template <int NV, int kMembers, bool kPerMember>
+int64_t sum_rows_with(const Reduction& r, const Part& part, const Sums& sums) {
+  if (r.lookup.codeword_weights != nullptr)
+    return sum_rows<0, kMembers, kPerMember, true>(r, part, sums);
+  return sum_rows<NV, kMembers, kPerMember, false>(r, part, sums);
+}
+
+template <int NV>
+void reduce(const Reduction& r, const Part& part, float* scratch) {
+  const Sums sums(r.lookup, scratch);
+  const int64_t members = r.lookup.members();
+  int64_t rows = 0;
+  if (members == 1)
+    rows = sum_rows_with<NV, 1, false>(r, part, sums);
+  else if (members == 2 && r.lookup.per_member)
+    rows = sum_rows_with<NV, 2, true>(r, part, sums);
+  else if (members == 2)
+    rows = sum_rows_with<NV, 2, false>(r, part, sums);
+  else if (r.lookup.per_member)
+    rows = sum_rows_with<NV, 3, true>(r, part, sums);
+  else
+    rows = sum_rows_with<NV, 3, false>(r, part, sums);
+  finish_part<NV>(r, part, sums, rows);
+}
+
+// Streamed stores become visible to other threads.
+void finish_streams() {
+#if defined(__AVX2__) || defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+
+void multi_hash_block(const Hashing& hashing, int64_t block, uint32_t* indices, void* scratch) {
+  any_hash_block(hashing, block, indices, scratch);
+}
+
+void multi_hash_forward(const Lookup& lookup, int64_t begin, int64_t end, float* out,
+                        void* scratch) {
+  char* const memory = static_cast<char*>(scratch);
+#define MTLFAST_FORWARD(nv)                                                \
+  lookup.kind == Kind::float32                                             \
+      ? forward_blocks<nv, Kind::float32>(lookup, begin, end, out, memory) \
+      : forward_blocks<nv, Kind::bfloat16>(lookup, begin, end, out, memory)
+  if (lookup.kind == Kind::float16)
+    return forward_blocks<0, Kind::float16>(lookup, begin, end, out, memory);
+  MTLFAST_BY_VECTORS(lookup.width, lookup.row_stride == lookup.width, MTLFAST_FORWARD)
+#undef MTLFAST_FORWARD
+}
+
+void multi_hash_weight_gradients(const Lookup& lookup, const float* grad, int64_t begin,
+                                 int64_t end, float* pair_weights, float* codeword_weights,
+                                 void* scratch) {
+  char* const memory = static_cast<char*>(scratch);
+#define MTLFAST_WEIGHTS(nv)                                                                       \
+  (lookup.kind == Kind::float32 ? weight_gradients<nv, Kind::float32>                             \
+                                : weight_gradients<nv, Kind::bfloat16>)(lookup, grad, begin, end, \
+                                                                        pair_weights,             \
+                                                                        codeword_weights, memory)
+  if (lookup.kind == Kind::float16)
+    return weight_gradients<0, Kind::float16>(lookup, grad, begin, end, pair_weights,
+                                              codeword_weights, memory);
+  MTLFAST_BY_VECTORS(lookup.width, lookup.row_stride == lookup.width, MTLFAST_WEIGHTS)
+#undef MTLFAST_WEIGHTS
+}
+
+void multi_hash_reduce(const Reduction& reduction, const Part& part, void* scratch) {
+  float* const memory = static_cast<float*>(scratch);
+#define MTLFAST_REDUCE(nv) reduce<nv>(reduction, part, memory)
+  MTLFAST_BY_VECTORS(reduction.lookup.width, true, MTLFAST_REDUCE)
+#undef MTLFAST_REDUCE
+  if (reduction.stream) finish_streams();
+}
+
+void multi_hash_finish_row(const Reduction& r, int64_t row, int64_t position, const float* sum) {
+  const Columns<0> columns(r.lookup.width);
+  if (r.finish == Finish::adagrad || r.finish == Finish::adam) {
+    update_rows(columns, r, 1, [&](int) { return row; }, sum, 0);
+    return;
+  }
+  if (r.finish == Finish::compact) r.rows[position] = row;
+  const int64_t to = r.finish == Finish::compact ? position : row;
+  write_gradient(columns, r, to, [&](int64_t v) { return load(sum + v * kLanes); });
+}
+
+}  // namespace MTLFAST_ISA
+}  // namespace mtlfast

@@ -1,0 +1,204 @@
+// The entries of a codebook's gradient, sorted by row: a stable partition into buckets of rows,
+// then a sort within each bucket. The order depends on the data alone, not on the threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "problem.h"
+
+namespace mtlfast {
+namespace multi_hash_lookup {
+
+constexpr int64_t kMostBuckets = 1024;
+constexpr int64_t kLeastBuckets = 64;    // so that an almost empty gradient is cleared in parallel
+constexpr int64_t kBucketEntries = 256;  // worth a bucket
+constexpr int64_t kMostChunks = 64;
+constexpr int64_t kChunkBlocks = 16;
+constexpr int64_t kFewEntries = 192;  // sorted by comparison
+constexpr int kMostDigitBits = 11;
+
+template <class T>
+std::unique_ptr<T[]> uninitialized(int64_t count) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(std::max<int64_t>(count, 1))]);
+}
+
+inline int bits_of(uint64_t largest) {
+  int bits = 0;
+  while (bits < 64 && (largest >> bits) != 0) ++bits;
+  return bits;
+}
+
+class SortedEntries {
+ public:
+  // `hash_block(block, indices)` gives the indices [elements][kBlock] of one block of samples;
+  // `parallel(n, grain, body)` calls body(begin, end) on ranges of [0, n).
+  template <class HashBlock, class Parallel>
+  SortedEntries(const Lookup& lookup, bool keep_empty, const HashBlock& hash_block,
+                const Parallel& parallel) {
+    const Hashing& h = lookup.hashing;
+    const auto n = static_cast<int64_t>(h.num_codewords);
+    const bool is_private = lookup.book_stride != 0;
+    const int64_t elements = h.elements(), total = h.batch * elements;
+    num_rows_ = n * (is_private ? h.num_hashes : 1);
+    element_bits_ = bits_of(static_cast<uint64_t>(elements - 1));
+    choose_buckets(total);
+
+    const int64_t blocks = (h.batch + kBlock - 1) / kBlock;
+    const int64_t chunks =
+        std::clamp<int64_t>((blocks + kChunkBlocks - 1) / kChunkBlocks, 1, kMostChunks);
+    const auto indices = uninitialized<uint32_t>(blocks * elements * kBlock);
+    std::vector<uint32_t> places(static_cast<size_t>(chunks * buckets_), 0);
+    // body(row, sample, element) for every entry of a chunk.
+    const auto each_entry = [&](int64_t chunk, const auto& body) {
+      for (int64_t block = chunk * blocks / chunks; block < (chunk + 1) * blocks / chunks;
+           ++block) {
+        const uint32_t* index = indices.get() + block * elements * kBlock;
+        const int64_t first = block * kBlock, count = std::min(kBlock, h.batch - first);
+        for (int64_t e = 0; e < elements; ++e, index += kBlock) {
+          const int64_t book = is_private ? e / h.num_crosses * n : 0;
+          for (int64_t lane = 0; lane < count; ++lane) body(book + index[lane], first + lane, e);
+        }
+      }
+    };
+    parallel(chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        for (int64_t block = chunk * blocks / chunks; block < (chunk + 1) * blocks / chunks;
+             ++block)
+          hash_block(block, indices.get() + block * elements * kBlock);
+        uint32_t* const counts = places.data() + chunk * buckets_;
+        each_entry(chunk, [&](int64_t row, int64_t, int64_t) { ++counts[row >> bits_]; });
+      }
+    });
+    // From counts to the first place of every chunk in every bucket.
+    bucket_start_.assign(static_cast<size_t>(buckets_) + 1, 0);
+    int64_t place = 0;
+    for (int64_t bucket = 0; bucket < buckets_; ++bucket) {
+      bucket_start_[static_cast<size_t>(bucket)] = place;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        uint32_t& count = places[static_cast<size_t>(chunk * buckets_ + bucket)];
+        const uint32_t here = count;
+        count = static_cast<uint32_t>(place);
+        place += here;
+      }
+    }
+    bucket_start_.back() = place;
+
+    first_ = uninitialized<uint64_t>(total);
+    second_ = uninitialized<uint64_t>(bits_ > 0 ? total : 0);
+    const uint64_t mask = (uint64_t{1} << bits_) - 1;
+    parallel(chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        uint32_t* const to = places.data() + chunk * buckets_;
+        each_entry(chunk, [&](int64_t row, int64_t sample, int64_t element) {
+          const uint64_t entry =
+              static_cast<uint64_t>(sample) << element_bits_ | static_cast<uint64_t>(element);
+          first_[to[row >> bits_]++] = (static_cast<uint64_t>(row) & mask) << 32 | entry;
+        });
+      }
+    });
+    std::vector<const uint64_t*> sorted(static_cast<size_t>(buckets_));
+    parallel(buckets_, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t bucket = begin; bucket < end; ++bucket)
+        sorted[static_cast<size_t>(bucket)] = sort_bucket(bucket);
+    });
+    make_parts(sorted, keep_empty);
+  }
+
+  int element_bits() const { return element_bits_; }
+  std::vector<Part>& parts() { return parts_; }
+
+  // Whether all entries of a part belong to one row that began in an earlier part.
+  static bool only_continues(const Part& part) {
+    return part.open_head && low(part.entries[0]) == low(part.entries[part.count - 1]);
+  }
+  // Rows that begin in a part.
+  static int64_t count_rows(const Part& part) {
+    int64_t rows = part.count > 0 && !part.open_head ? 1 : 0;
+    for (int64_t i = 1; i < part.count; ++i)
+      rows += low(part.entries[i]) != low(part.entries[i - 1]) ? 1 : 0;
+    return rows;
+  }
+  static uint64_t low(uint64_t entry) { return entry >> 32; }
+
+ private:
+  void choose_buckets(int64_t total) {
+    const int64_t wanted = std::clamp(total / kBucketEntries, kLeastBuckets, kMostBuckets);
+    bits_ = 0;
+    while (((num_rows_ - 1) >> bits_) >= wanted) ++bits_;
+    buckets_ = ((num_rows_ - 1) >> bits_) + 1;
+  }
+
+  const uint64_t* sort_bucket(int64_t bucket) {
+    const int64_t start = bucket_start_[static_cast<size_t>(bucket)];
+    const int64_t count = bucket_start_[static_cast<size_t>(bucket) + 1] - start;
+    uint64_t* from = first_.get() + start;
+    if (bits_ == 0 || count < 2) return from;
+    // Entries ascend within every chunk's lanes only; all differ, so that any sort of the whole
+    // numbers gives one order.
+    if (count <= kFewEntries) {
+      std::sort(from, from + count);
+      return from;
+    }
+    uint64_t* to = second_.get() + start;
+    const int passes = (bits_ + kMostDigitBits - 1) / kMostDigitBits;
+    const int digit_bits = (bits_ + passes - 1) / passes;
+    for (int shift = 0; shift < bits_; shift += digit_bits) {
+      uint32_t counts[1 << kMostDigitBits];
+      std::fill(counts, counts + (1 << digit_bits), 0);
+      const auto digit = [&](uint64_t entry) {
+        return (low(entry) >> shift) & ((1u << digit_bits) - 1);
+      };
+      for (int64_t i = 0; i < count; ++i) ++counts[digit(from[i])];
+      uint32_t place = 0;
+      for (int64_t d = 0; d < int64_t{1} << digit_bits; ++d) {
+        const uint32_t here = counts[d];
+        counts[d] = place;
+        place += here;
+      }
+      for (int64_t i = 0; i < count; ++i) to[counts[digit(from[i])]++] = from[i];
+      std::swap(from, to);
+    }
+    return from;
+  }
+
+  void make_parts(const std::vector<const uint64_t*>& sorted, bool keep_empty) {
+    for (int64_t bucket = 0; bucket < buckets_; ++bucket) {
+      const uint64_t* const entries = sorted[static_cast<size_t>(bucket)];
+      const int64_t count = bucket_start_[static_cast<size_t>(bucket) + 1] -
+                            bucket_start_[static_cast<size_t>(bucket)];
+      if (count == 0 && !keep_empty) continue;
+      const int64_t pieces =
+          std::max<int64_t>(1, (count + kMostPartEntries - 1) / kMostPartEntries);
+      const int64_t first_row = bucket << bits_;
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t begin = piece * count / pieces, end = (piece + 1) * count / pieces;
+        Part part;
+        part.entries = entries + begin;
+        part.count = end - begin;
+        part.first_row = first_row;
+        const auto row_after = [&](int64_t i) {
+          return first_row + static_cast<int64_t>(low(entries[i])) + 1;
+        };
+        part.fill_from = piece == 0 ? first_row : row_after(begin - 1);
+        part.fill_to = piece + 1 == pieces ? std::min(num_rows_, first_row + (int64_t{1} << bits_))
+                                           : row_after(end - 1);
+        part.open_head = piece > 0 && low(entries[begin]) == low(entries[begin - 1]);
+        part.open_tail = piece + 1 < pieces && low(entries[end]) == low(entries[end - 1]);
+        parts_.push_back(part);
+      }
+    }
+  }
+
+  int64_t num_rows_ = 0, buckets_ = 1;
+  int bits_ = 0;  // rows of a bucket: 2^bits
+  int element_bits_ = 0;
+  std::vector<int64_t> bucket_start_;
+  std::unique_ptr<uint64_t[]> first_, second_;
+  std::vector<Part> parts_;
+};
+
+}  // namespace multi_hash_lookup
+}  // namespace mtlfast
