@@ -6,10 +6,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Stem = Literal["conditional_interest", "conditional_layer_norm", "dtrn_training"]
+Stem = Literal[
+    "conditional_interest", "conditional_layer_norm", "multi_hash_lookup", "dtrn_training"
+]
 Mode = Literal["forward", "training", "serving"]
+Gradient = Literal["dense", "sparse", "step"]
 
-STEMS: tuple[Stem, ...] = ("conditional_interest", "conditional_layer_norm", "dtrn_training")
+STEMS: tuple[Stem, ...] = (
+    "conditional_interest",
+    "conditional_layer_norm",
+    "multi_hash_lookup",
+    "dtrn_training",
+)
 MODES: tuple[Mode, ...] = ("forward", "training", "serving")
 SHAPES = ("ecommerce", "tenrec")
 LENGTHS = ("geometric", "max", "heavy_tailed")
@@ -30,6 +38,9 @@ class Case:
         users: users ``U``; equal to ``batch`` unless candidates share histories.
         num_tasks: ``T``.
         dtype: of values, target and output.
+        num_fields, num_hashes, num_codewords: of ``multi_hash_lookup`` alone; ``d`` is the width of
+            its codewords, and shape, lengths, heads, users and tasks say nothing there.
+        gradient: of its codebook: "dense", "sparse", or "step" for an optimizer's step as well.
     """
 
     stem: Stem = "conditional_interest"
@@ -41,6 +52,10 @@ class Case:
     users: int = 2048
     num_tasks: int = 4
     dtype: str = "float32"
+    num_fields: int = 17
+    num_hashes: int = 2
+    num_codewords: int = 1_000_000
+    gradient: Gradient = "dense"
 
     @property
     def d_f(self) -> int:
@@ -50,6 +65,8 @@ class Case:
     @property
     def name(self) -> str:
         """Short and unique, for tables, ``--filter`` and result files."""
+        if self.stem == "multi_hash_lookup":
+            return self._multi_hash_name()
         parts = [self.stem, self.shape, f"d{self.d}", f"B{self.batch}"]
         if self.users != self.batch:
             parts.append(f"U{self.users}")
@@ -57,6 +74,15 @@ class Case:
             parts.append(self.lengths)
         if self.num_tasks != 4:
             parts.append(f"T{self.num_tasks}")
+        if self.dtype != "float32":
+            parts.append(self.dtype)
+        return "/".join(parts)
+
+    def _multi_hash_name(self) -> str:
+        parts = [self.stem, f"F{self.num_fields}", f"m{self.num_hashes}", f"d{self.d}"]
+        parts += [f"n{self.num_codewords}", f"B{self.batch}"]
+        if self.gradient != "dense":
+            parts.append(self.gradient)
         if self.dtype != "float32":
             parts.append(self.dtype)
         return "/".join(parts)
@@ -155,6 +181,7 @@ def full_jobs() -> list[Job]:
         for dtype in DTYPES
         for case in main
     ]
+    jobs += multi_hash_jobs()
     jobs += [
         Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2, 1), seconds=90.0)
         for shape in SHAPES
@@ -170,6 +197,29 @@ def full_jobs() -> list[Job]:
             memory=False,
         )
     ]
+    return jobs
+
+
+def multi_hash_case(num_fields: int, num_hashes: int, **others: Any) -> Case:
+    """Codebooks of 10^6 codewords of width 16."""
+    fields = {"d": 16, "num_fields": num_fields, "num_hashes": num_hashes}
+    return replace(Case(stem="multi_hash_lookup"), **fields | others)
+
+
+def multi_hash_jobs() -> list[Job]:
+    """All kinds of gradients; small and hot codebooks, bf16, wider codewords."""
+    both: tuple[Mode, ...] = ("forward", "training")
+    jobs = []
+    for sizes in ((17, 2), (17, 4), (20, 2), (20, 4)):
+        jobs.append(Job(multi_hash_case(*sizes), both, (2, 1)))
+        jobs += [
+            Job(multi_hash_case(*sizes, gradient=kind), ("training",), (2,))
+            for kind in ("sparse", "step")
+        ]
+    for others in ({"num_codewords": 1000}, {"d": 64}, {"d": 10}, {"batch": 1}):
+        jobs.append(Job(multi_hash_case(17, 2, **others), both, (2,), seconds=10.0))
+    plain = ("fused", "eager", "compiled", "reference")
+    jobs.append(Job(multi_hash_case(17, 2, dtype="bfloat16"), both, (2,), plain))
     return jobs
 
 

@@ -69,6 +69,10 @@ def _label(row: Row) -> str:
     case = row["case"]
     stem = {"conditional_layer_norm": "CLN ", "dtrn_training": "DTRN step "}.get(case["stem"], "")
     parts = [f"{stem}{case['shape']} d={case['d']}"]
+    if case["stem"] == "multi_hash_lookup":
+        parts = [f"codebook F={case['num_fields']} m={case['num_hashes']} d={case['d']}"]
+        parts += [case["gradient"]] if case["gradient"] != "dense" else []
+        parts += [f"n={case['num_codewords']}"] if case["num_codewords"] != 1_000_000 else []
     if case["batch"] != 2048:
         parts.append(f"B={case['batch']}")
     if case["users"] != case["batch"]:
@@ -85,7 +89,7 @@ def _is_main(row: Row) -> bool:
     case = row["case"]
     usual = case["lengths"] == "geometric" and case["dtype"] == "float32" and case["d"] <= 64
     full = row["mode"] == "serving" or case["batch"] == case["users"] == 2048
-    return usual and full and case["stem"] != "conditional_layer_norm"
+    return usual and full and case["stem"] in ("conditional_interest", "dtrn_training")
 
 
 def _fused_rows(rows: Sequence[Row], threads: int) -> list[Row]:

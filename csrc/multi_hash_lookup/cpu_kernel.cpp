@@ -181,7 +181,8 @@ MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, cha
   uint32_t* current = reinterpret_cast<uint32_t*>(scratch);
   uint32_t* next = current + size;
   void* hash_memory = next + size;
-  std::memset(scratch, 0, static_cast<size_t>(2 * index_bytes(h)));
+  // Never written, only read to fetch ahead.
+  for (int64_t i = h.elements() * kBlock; i < size; ++i) current[i] = next[i] = 0;
   const bool whole_sample = h.elements() * l.width * bytes_of(l.kind) <= kNearBytes;
   any_hash_block(h, begin, current, hash_memory);
   for (int64_t block = begin; block < end; ++block) {

@@ -5,6 +5,7 @@ from mtlfast.models.dtn_trim import gate_usage, trim
 from mtlfast.models.dtrn import DTRN, DTRNConfig, DTRNOutput
 from mtlfast.models.field_model import FieldModel, FieldModelConfig
 from mtlfast.models.loss import task_losses
+from mtlfast.models.memonet import MemoNet, MemoNetModelConfig
 from mtlfast.models.registry import ModelEntry, available, build
 from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec, Sizes
@@ -24,6 +25,8 @@ __all__ = [
     "FieldModel",
     "FieldModelConfig",
     "MTLConfig",
+    "MemoNet",
+    "MemoNetModelConfig",
     "ModelEntry",
     "ModuleKey",
     "SFMConfig",

@@ -11,6 +11,7 @@ from torch import nn
 from mtlfast.errors import bad
 from mtlfast.models.dtn import DTN, DTNConfig
 from mtlfast.models.dtrn import DTRN, DTRNConfig
+from mtlfast.models.memonet import MemoNet, MemoNetModelConfig
 from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec
 from mtlfast.models.tfi import TFI, TFIConfig
@@ -68,6 +69,14 @@ _ENTRIES = (
         "the baselines of both papers: ShareBottom, MMoE, PLE, AITM, ESMM, SingleTask",
         MTL,
         MTLConfig,
+    ),
+    ModelEntry(
+        "memonet",
+        "an MLP on the fields and on a codebook's memories of their crosses",
+        "MemoNet: Memorizing All Cross Features' Representations Efficiently via Multi-Hash "
+        "Codebook Network for CTR Prediction, CIKM 2023",
+        MemoNet,
+        MemoNetModelConfig,
     ),
 )
 

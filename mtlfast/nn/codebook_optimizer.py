@@ -54,7 +54,7 @@ class _FusedOptimizer(torch.optim.Optimizer):
     def _step(self, group: dict[str, Any], state: dict[str, Any], order: int) -> FusedStep:
         raise NotImplementedError
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Does nothing: the backward has updated the codebooks already."""
         if closure is None:
             return None
@@ -158,6 +158,7 @@ class FusedAdam(_FusedOptimizer):
 
     def _step(self, group: dict[str, Any], state: dict[str, Any], order: int) -> FusedStep:
         state["steps"][order] += 1
+        beta1, beta2 = group["betas"]
         return FusedStep(
             state["exp_avg"][order],
             state["exp_avg_sq"][order],
@@ -165,6 +166,7 @@ class FusedAdam(_FusedOptimizer):
             group["rowwise"],
             group["lr"],
             group["eps"],
-            *group["betas"],
+            beta1,
+            beta2,
             state["steps"][order],
         )

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from mtlfast.errors import bad
 from mtlfast.ops import FusedStep, field_crosses, multi_hash_lookup
 
+# Attentive weights that exist at a time while nothing is differentiated: 16 MiB of float32.
+_MOST_ATTENTIVE_WEIGHTS = 1 << 22
+
 Sharing = Literal["shared", "private"]
 Restoring = Literal["linear", "attentive"]
 Shrinking = Literal["attentive", "softmax", "sum", "none"]
@@ -61,7 +64,8 @@ class MultiHashCodebook(nn.Module):
                     none       out_p = m_p
 
     Wr is linear and without bias, so the pairs are shrunk first and restored then: nothing of size
-    ``[B, P, m, c]`` exists, forward or backward (except the attentive weights themselves).
+    ``[B, P, m, c]`` exists, forward or backward. Attentive restoring itself is such a size: its
+    weights are made for some samples at a time in inference, and kept for the backward in training.
 
     Args:
         num_fields: ``F``.
@@ -263,6 +267,38 @@ class MultiHashCodebook(nn.Module):
         return [self.codebook.flatten(0, 1)] if len(self.orders) == 1 else self.codebook.unbind()
 
     def _lookup(
+        self,
+        i: int,
+        codebook: Tensor,
+        ids: Tensor,
+        embeddings: Tensor,
+        pair_weights: Tensor | None,
+    ) -> Tensor:
+        chunk = self._samples_at_once(i)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(ids) <= chunk:
+            return self._lookup_of(i, codebook, ids, embeddings, pair_weights)
+        starts = range(0, len(ids), chunk)
+        return torch.cat(
+            [
+                self._lookup_of(
+                    i,
+                    codebook,
+                    ids[start : start + chunk],
+                    embeddings[start : start + chunk],
+                    None if pair_weights is None else pair_weights[start : start + chunk],
+                )
+                for start in starts
+            ]
+        )
+
+    def _samples_at_once(self, i: int) -> int:
+        """For how many samples attentive weights are made at a time, without gradients."""
+        if self.restoring != "attentive":
+            return 1 << 62
+        per_sample = self.num_crosses[i] * self.num_hashes * self.codeword_dim
+        return max(1, _MOST_ATTENTIVE_WEIGHTS // per_sample)
+
+    def _lookup_of(
         self,
         i: int,
         codebook: Tensor,

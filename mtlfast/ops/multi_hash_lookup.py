@@ -200,7 +200,7 @@ def multi_hash_lookup(
         )
     inputs = (ids, codebook, pair_weights, codeword_weights, *hashing, pool)
     if fused_step is not None and differentiated:
-        out = _with_step(fused_step)(*inputs)
+        out = _step(fused_step, *inputs)
     elif sparse_grad and differentiated:
         out = _sparse(*inputs)
     else:
@@ -350,34 +350,33 @@ def _backward_sparse(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
     return _gradients(sparse_rows(where, values, codebook.shape), *grads)
 
 
-def _with_step(fused_step: Callable[[], FusedStep]) -> Callable[..., Tensor]:
-    """The forward op with a backward that updates the codebook and returns no gradient for it."""
+# The forward op, with a backward that updates the codebook and returns no gradient for it.
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ids, codebook, pair_weights, codeword_weights, *options = inputs
-        ctx.set_materialize_grads(False)
-        # The codebook is not saved as autograd's: another order's step may have changed it before,
-        # in rows that this lookup does not read.
-        ctx.save_for_backward(ids, pair_weights, codeword_weights)
-        ctx.codebook, ctx.options = codebook.detach(), options
 
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
-        if grad_out is None:
-            return (None,) * _NUM_INPUTS
-        ids, pair_weights, codeword_weights = ctx.saved_tensors
-        op = torch.ops.mtlfast.multi_hash_lookup_backward_step.default
-        needed = ctx.needs_input_grad[2:4]
-        weights = (ctx.codebook, pair_weights, codeword_weights)
-        grads = op(grad_out, ids, *weights, *ctx.options, *needed, *fused_step())
-        torch.autograd.graph.increment_version(ctx.codebook)
-        return _gradients(None, *(g if n else None for g, n in zip(grads, needed, strict=True)))
+def _forward_step(fused_step: Callable[[], FusedStep], *inputs: Any) -> Tensor:
+    return torch.ops.mtlfast.multi_hash_lookup_forward.default(*inputs)
 
-    return _native.eager_only(
-        "multi_hash_lookup",
-        torch.ops.mtlfast.multi_hash_lookup_forward.default,
-        setup_context=setup_context,
-        backward=backward,
-    )
+
+def _setup_step(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.fused_step, ids, codebook, pair_weights, codeword_weights, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    # The codebook is not saved as autograd's: another order's step may have changed it before, in
+    # rows that this lookup does not read.
+    ctx.save_for_backward(ids, pair_weights, codeword_weights)
+    ctx.codebook = codebook.detach()
+
+
+def _backward_step(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+    if grad_out is None:
+        return (None,) * (1 + _NUM_INPUTS)
+    ids, pair_weights, codeword_weights = ctx.saved_tensors
+    op = torch.ops.mtlfast.multi_hash_lookup_backward_step.default
+    needed = ctx.needs_input_grad[3:5]
+    weights = (ctx.codebook, pair_weights, codeword_weights)
+    grads = op(grad_out, ids, *weights, *ctx.options, *needed, *ctx.fused_step())
+    torch.autograd.graph.increment_version(ctx.codebook)
+    grads = [g if need else None for g, need in zip(grads, needed, strict=True)]
+    return (None, *_gradients(None, *grads))
 
 
 if _HAS_CPU_OP:
@@ -397,4 +396,10 @@ if _HAS_CPU_OP:
         torch.ops.mtlfast.multi_hash_lookup_forward.default,
         setup_context=_setup_context,
         backward=_backward_sparse,
+    )
+    _step = _native.eager_only(
+        "multi_hash_lookup",
+        _forward_step,
+        setup_context=_setup_step,
+        backward=_backward_step,
     )

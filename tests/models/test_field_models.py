@@ -19,6 +19,7 @@ SMALL = {
         "output_dim": OUT,
         "interactions": ["gdcn", {"name": "memonet", "num_codewords": 40}],
     },
+    "memonet": {"embed_dim": D, "num_codewords": 40},
     "tfi": {"embed_dim": D, "output_dim": OUT, "interaction": "gdcn", "modules_per_group": 2},
     "dtn": {
         "embed_dim": D,

@@ -106,6 +106,15 @@ def test_formula(options: dict[str, Any]) -> None:
         torch.testing.assert_close(one, two)
 
 
+def test_attentive_weights_of_some_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, (ids, embeddings) = module_of(restoring="attentive", orders=(2, 3)), inputs()
+    at_once = module(ids, embeddings)
+    monkeypatch.setattr("mtlfast.nn.multi_hash_codebook._MOST_ATTENTIVE_WEIGHTS", 10 * 2 * C * 4)
+    assert module._samples_at_once(0) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(module(ids, embeddings), at_once)
+
+
 def test_siphash() -> None:
     module, (ids, embeddings) = module_of(hash="siphash"), inputs()
     torch.testing.assert_close(module(ids, embeddings), expected(module, ids, embeddings))
