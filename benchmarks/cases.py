@@ -6,10 +6,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Stem = Literal["conditional_interest", "conditional_layer_norm", "dtrn_training"]
+Stem = Literal["conditional_interest", "conditional_layer_norm", "dtrn_training", "dtn_training"]
 Mode = Literal["forward", "training", "serving"]
 
-STEMS: tuple[Stem, ...] = ("conditional_interest", "conditional_layer_norm", "dtrn_training")
+STEMS: tuple[Stem, ...] = (
+    "conditional_interest",
+    "conditional_layer_norm",
+    "dtrn_training",
+    "dtn_training",
+)
 MODES: tuple[Mode, ...] = ("forward", "training", "serving")
 SHAPES = ("ecommerce", "tenrec")
 LENGTHS = ("geometric", "max", "heavy_tailed")
@@ -22,7 +27,8 @@ class Case:
 
     Attributes:
         stem: the op or model.
-        shape: the data set whose behaviors, average and maximal lengths are generated.
+        shape: the data set whose behaviors, average and maximal lengths are generated; "fields"
+            for models without histories.
         lengths: "geometric" (published averages), "max" (every sequence full) or "heavy_tailed"
             (half of the users empty, the others twice the average).
         d, num_heads: embedding width and heads; the FFN is ``4 * d`` wide.
@@ -158,6 +164,9 @@ def full_jobs() -> list[Job]:
     jobs += [
         Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2, 1), seconds=90.0)
         for shape in SHAPES
+    ]
+    jobs += [
+        Job(Case("dtn_training", "fields", d=16, num_tasks=3), ("training",), (2, 1), seconds=90.0)
     ]
     # Once, to show what the allocator costs those who do not tune it.
     jobs += [
