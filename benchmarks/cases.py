@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Stem = Literal[
-    "conditional_interest", "conditional_layer_norm", "multi_hash_lookup", "dtrn_training"
+    "conditional_interest",
+    "conditional_layer_norm",
+    "multi_hash_lookup",
+    "dtrn_training",
+    "dtn_training",
 ]
 Mode = Literal["forward", "training", "serving"]
 Gradient = Literal["dense", "sparse", "step"]
@@ -17,6 +21,7 @@ STEMS: tuple[Stem, ...] = (
     "conditional_layer_norm",
     "multi_hash_lookup",
     "dtrn_training",
+    "dtn_training",
 )
 MODES: tuple[Mode, ...] = ("forward", "training", "serving")
 SHAPES = ("ecommerce", "tenrec")
@@ -30,7 +35,8 @@ class Case:
 
     Attributes:
         stem: the op or model.
-        shape: the data set whose behaviors, average and maximal lengths are generated.
+        shape: the data set whose behaviors, average and maximal lengths are generated; "fields"
+            for models without histories.
         lengths: "geometric" (published averages), "max" (every sequence full) or "heavy_tailed"
             (half of the users empty, the others twice the average).
         d, num_heads: embedding width and heads; the FFN is ``4 * d`` wide.
@@ -185,6 +191,9 @@ def full_jobs() -> list[Job]:
     jobs += [
         Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2, 1), seconds=90.0)
         for shape in SHAPES
+    ]
+    jobs += [
+        Job(Case("dtn_training", "fields", d=16, num_tasks=3), ("training",), (2, 1), seconds=90.0)
     ]
     # Once, to show what the allocator costs those who do not tune it.
     jobs += [

@@ -67,7 +67,12 @@ def _save(figure: Any, path: Path) -> None:
 
 def _label(row: Row) -> str:
     case = row["case"]
-    stem = {"conditional_layer_norm": "CLN ", "dtrn_training": "DTRN step "}.get(case["stem"], "")
+    stems = {
+        "conditional_layer_norm": "CLN ",
+        "dtrn_training": "DTRN step ",
+        "dtn_training": "DTN step ",
+    }
+    stem = stems.get(case["stem"], "")
     parts = [f"{stem}{case['shape']} d={case['d']}"]
     if case["stem"] == "multi_hash_lookup":
         parts = [f"codebook F={case['num_fields']} m={case['num_hashes']} d={case['d']}"]

@@ -170,7 +170,7 @@ def measure_memory(workload: Workload, backend: str, mode: Mode) -> dict[str, An
     # Code, thread pools and BLAS buffers load before the mark is set. A small call does it without
     # hiding what an op keeps from call to call; compiled code and optimizers need a whole one.
     warm = workload
-    if not backend.startswith("compiled") and case.stem != "dtrn_training":
+    if not backend.startswith("compiled") and not case.stem.endswith("_training"):
         warm = make_workload(replace(case, batch=8, users=min(8, case.users)), sets=1)
     warm.variant(backend, mode)(0)
     call = workload.variant(backend, mode)

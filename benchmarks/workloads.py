@@ -29,4 +29,8 @@ def make_workload(case: Case, *, sets: int | None = None) -> Workload:
         from .multi_hash import MultiHashWorkload
 
         return MultiHashWorkload(case, sets=sets)
+    if case.stem == "dtn_training":
+        from .dtn_training import DTNTrainingWorkload
+
+        return DTNTrainingWorkload(case, sets=sets)
     raise ValueError(f"stem: expected one of the stems in cases.py, found {case.stem!r}")

@@ -87,6 +87,11 @@ class CensusSource(TableSource):
             skipped=train.skipped + test.skipped,
         )
 
+    @staticmethod
+    def halves(income: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of validation and test among the whole test file, by its incomes."""
+        return _part(income, "validation"), _part(income, "test")
+
 
 def _names(
     train: CensusTable, test: CensusTable, name: str, min_count: int, num_bins: int

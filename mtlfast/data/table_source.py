@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +14,8 @@ from mtlfast.data.source import DataSource
 from mtlfast.data.spec import DatasetSpec
 
 __all__ = ["TableSource"]
+
+S = TypeVar("S", bound="TableSource")
 
 
 class TableSource(DataSource):
@@ -48,6 +53,14 @@ class TableSource(DataSource):
         self.skipped = skipped
         self._train, self._test = train, test
         self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def with_seed(self: S, seed: int) -> S:
+        """The same data in another order of training."""
+        if seed < 0:
+            raise ValueError(f"seed: expected at least 0, found {seed}")
+        other = copy.copy(self)
+        other.seed, other._order = seed, None
+        return other
 
     @property
     def num_train_samples(self) -> int:

@@ -63,7 +63,7 @@ def test_help_lists_every_command(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     for name in COMMANDS:
-        assert f"\n    {name} " in text
+        assert re.search(rf"\n    {name}\s", text)
     assert "first steps:" in text
 
 

@@ -10,25 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from census_rows import person, text
 
 from mtlfast.data import CensusSource, open_source
-from mtlfast.data.census import COLUMNS, NUMERIC, read_census
-
-
-def person(i: int, **changes: str) -> dict[str, str]:
-    """One row with some variety; every column of names has two values."""
-    row = {name: f"{name}-{i % 2}" for name in COLUMNS}
-    row.update({name: str(i % 5) for name in NUMERIC})
-    row["instance_weight"] = f"{1000 + i}.25"
-    row["year"] = "94"
-    row["marital_stat"] = "Never married" if i % 3 == 0 else "Divorced"
-    row["income_50k"] = "50000+." if i % 4 == 0 else "- 50000."
-    return {**row, **changes}
-
-
-def text(rows: list[dict[str, str]]) -> str:
-    return "".join(" " + ", ".join(row[name] for name in COLUMNS) + "\n" for row in rows)
-
+from mtlfast.data.census import COLUMNS, read_census
 
 TRAIN = [person(i) for i in range(60)]
 TEST = [person(i, education=f"education-{i % 3}") for i in range(41)]

@@ -1,0 +1,1 @@
+"""Repeating tables of the papers: fits, comparisons, and what was published."""

@@ -1,0 +1,257 @@
+"""Trains the rows of DTN's Table 3 on Census-Income, seed by seed, and makes the table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtlfast.data import CensusSource
+from mtlfast.models import trim
+from mtlfast.training.files import write_atomically, write_csv, write_json
+from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
+from mtlfast.training.reproduction.dtn_table3 import (
+    BASE,
+    DTN,
+    ROWS,
+    TRIMMED,
+    build_row,
+    parameters,
+    width_within,
+)
+from mtlfast.training.reproduction.fit import Recipe, fit, predict
+
+__all__ = ["reproduce"]
+
+_GATE_BATCHES = 20
+_PUBLISHED = {row.name: row.published for row in ROWS}
+COLUMNS = (
+    "model",
+    "parameters",
+    "income_auc",
+    "income_sd",
+    "income_relaimp",
+    "income_published",
+    "never_married_auc",
+    "never_married_sd",
+    "never_married_relaimp",
+    "never_married_published",
+)
+
+
+class _Evaluation:
+    """The two halves of the test file; scores of any model on them."""
+
+    def __init__(self, source: CensusSource) -> None:
+        batches = list(source.test_batches(8192))
+        self.labels = torch.cat([batch.labels for batch in batches]).numpy() > 0.5
+        self.halves = source.halves(self.labels[:, 0])
+
+    def rankings(self, logits: NDArray[np.float64], task: int) -> list[Ranking]:
+        return [Ranking(logits[rows, task], self.labels[rows, task]) for rows in self.halves]
+
+    def aucs(self, logits: NDArray[np.float64]) -> list[list[float]]:
+        """Per task the AUC of each half."""
+        tasks = range(self.labels.shape[1])
+        return [[ranking.auc() for ranking in self.rankings(logits, task)] for task in tasks]
+
+
+def reproduce(
+    source: CensusSource,
+    out: str | Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    recipe: Recipe | None = None,
+    width: int = 128,
+    rows: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train what is not trained yet, and write ``table.json``, ``table.csv`` and ``table.md``.
+
+    Every model is trained by the same recipe, on all of the training file, with about as many
+    parameters as DTN of this ``width``; its AUC is the mean over the two halves of the test file.
+    DTN-trim is DTN of the same seed without its least used module, trained for one more epoch at a
+    tenth of the learning rate.
+
+    Args:
+        source: Census-Income with ``part="both"``.
+        out: folder for scores and tables; what it holds is not computed again.
+        seeds: one model per row and seed.
+        recipe: how to train; the defaults when None.
+        width: output width ``D_o`` of DTN.
+        rows: names of the rows to train; all when None.
+    """
+    recipe = Recipe() if recipe is None else recipe
+    out = Path(out)
+    evaluation = _Evaluation(source)
+    chosen = [row for row in ROWS if rows is None or row.name in rows]
+    unknown = set(rows or ()) - {row.name for row in ROWS} - {TRIMMED}
+    if unknown:
+        known = [*(row.name for row in ROWS), TRIMMED]
+        raise ValueError(f"rows: expected some of {known}, found {sorted(unknown)}")
+    dtn = next(row for row in ROWS if row.name == DTN)
+    budget = parameters(build_row(dtn, source.spec, width))
+    settings = {"recipe": asdict(recipe), "width": width}
+    widths = {row.name: width_within(row, source.spec, budget) for row in chosen if row != dtn}
+    widths[DTN] = width
+    for seed in seeds:
+        shuffled = source.with_seed(seed)
+        for row in chosen:
+            store = _Store(out, row.name, seed, settings)
+            if store.done():
+                continue
+            model = build_row(row, source.spec, widths[row.name], seed)
+            begun = time.perf_counter()
+            trained = fit(model, shuffled, recipe, label=f"{row.name}, seed {seed}", quiet=quiet)
+            logits = predict(trained, source)
+            store.save(logits, evaluation, model, time.perf_counter() - begun)
+            if row.name != DTN or (rows is not None and TRIMMED not in rows):
+                continue
+            batches = islice(shuffled.train_batches(recipe.batch_size), _GATE_BATCHES)
+            smaller = trim(trained, 1, batches=batches)  # type: ignore[arg-type]  # it is a DTN
+            more = replace(recipe, epochs=1, learning_rate=recipe.learning_rate / 10)
+            begun = time.perf_counter()
+            label = f"{TRIMMED}, seed {seed}"
+            logits = predict(fit(smaller, shuffled, more, label=label, quiet=quiet), source)
+            trimmed = _Store(out, TRIMMED, seed, settings)
+            trimmed.save(logits, evaluation, smaller, time.perf_counter() - begun)
+    return _write_table(out, evaluation, seeds, settings)
+
+
+class _Store:
+    """Scores and metrics of one row and seed on disk."""
+
+    def __init__(self, out: Path, name: str, seed: int, settings: dict[str, Any]) -> None:
+        self.json = out / "runs" / f"{name}-{seed}.json"
+        self.scores = out / "runs" / f"{name}-{seed}.npy"
+        self.name, self.seed, self.settings = name, seed, settings
+
+    def read(self) -> dict[str, Any] | None:
+        """What was saved by a run with the same settings."""
+        if not (self.json.is_file() and self.scores.is_file()):
+            return None
+        content: dict[str, Any] = json.loads(self.json.read_text(encoding="utf-8"))
+        return content if content["settings"] == self.settings else None
+
+    def done(self) -> bool:
+        return self.read() is not None
+
+    def save(
+        self,
+        logits: NDArray[np.float64],
+        evaluation: _Evaluation,
+        model: torch.nn.Module,
+        seconds: float,
+    ) -> None:
+        write_atomically(self.scores, lambda file: np.save(file, logits.astype(np.float32)))
+        content = {
+            "model": self.name,
+            "seed": self.seed,
+            "parameters": parameters(model),
+            "auc": evaluation.aucs(logits),
+            "seconds": seconds,
+            "settings": self.settings,
+        }
+        write_json(self.json, content)
+
+
+def _write_table(
+    out: Path, evaluation: _Evaluation, seeds: Sequence[int], settings: dict[str, Any]
+) -> dict[str, Any]:
+    found: dict[str, list[tuple[dict[str, Any], NDArray[np.float32]]]] = {}
+    for name in [*(row.name for row in ROWS), TRIMMED]:
+        stores = [_Store(out, name, seed, settings) for seed in seeds]
+        runs = [(run, np.load(s.scores)) for s in stores if (run := s.read()) is not None]
+        if runs:
+            found[name] = runs
+    aucs = {  # per row [seeds, tasks], the mean over the halves
+        name: np.array([run["auc"] for run, _ in runs]).mean(axis=-1)
+        for name, runs in found.items()
+    }
+    base = aucs[BASE].mean(axis=0) if BASE in aucs else None
+    lines = []
+    for name, values in aucs.items():
+        published = _PUBLISHED.get(name)
+        cells: list[Any] = [name, found[name][0][0]["parameters"]]
+        for task in range(values.shape[1]):
+            mean = float(values[:, task].mean())
+            spread = float(values[:, task].std(ddof=1)) if len(values) > 1 else None
+            # Of a base that only guesses there is nothing to gain in percent.
+            above = 0.0 if base is None else float(base[task]) - 0.5
+            gain = 100 * ((mean - 0.5) / above - 1) if above else None
+            cells += [mean, spread, gain, None if published is None else published[task]]
+        lines.append(cells)
+    table = {
+        "settings": settings,
+        "seeds": list(seeds),
+        "rows": [dict(zip(COLUMNS, line, strict=True)) for line in lines],
+        "dtn_minus_share_bottom": _compare(found, evaluation),
+    }
+    write_json(out / "table.json", table)
+    write_csv(out / "table.csv", COLUMNS, lines)
+    text = format_table(table)
+    write_atomically(out / "table.md", lambda file: _write(file, text + "\n"))
+    return table
+
+
+def _write(file: Any, text: str) -> None:
+    file.write(text.encode())
+
+
+def _compare(found: dict[str, Any], evaluation: _Evaluation) -> list[dict[str, float]] | None:
+    """Per task the paired bootstrap of DTN against ShareBottom."""
+    if DTN not in found or BASE not in found:
+        return None
+    results = []
+    for task in range(evaluation.labels.shape[1]):
+        rankings = []
+        for name in (DTN, BASE):
+            per_seed = [evaluation.rankings(scores, task) for _, scores in found[name]]
+            rankings.append([list(half) for half in zip(*per_seed, strict=True)])
+        sizes = [len(rows) for rows in evaluation.halves]
+        differences = bootstrap_means(rankings[0], rankings[1], sizes)
+        low, high = np.quantile(differences, [0.025, 0.975])
+        results.append(
+            {
+                "mean": float(differences.mean()),
+                "low": float(low),
+                "high": float(high),
+                "share_not_above": float((differences <= 0).mean()),
+            }
+        )
+    return results
+
+
+def format_table(table: dict[str, Any]) -> str:
+    """The table in Markdown."""
+    lines = [
+        "| model | parameters | income | RelaImp | paper | never married | RelaImp | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        cells = [row["model"], f"{row['parameters']:,}"]
+        for task in ("income", "never_married"):
+            spread, gain = row[f"{task}_sd"], row[f"{task}_relaimp"]
+            published = row[f"{task}_published"]
+            cells += [
+                f"{row[f'{task}_auc']:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
+                "" if gain is None else f"{gain:+.2f} %",
+                "" if published is None else f"{published:.4f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    for task, result in zip(
+        ("income", "never married"), table["dtn_minus_share_bottom"] or (), strict=False
+    ):
+        lines.append(
+            f"\nDTN - ShareBottom, {task}: {result['mean']:+.5f} "
+            f"(95 % of paired resamplings in {result['low']:+.5f} to {result['high']:+.5f})"
+        )
+    return "\n".join(lines)

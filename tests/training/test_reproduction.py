@@ -1,0 +1,133 @@
+"""Reproducing a table: AUC and bootstrap, equal budgets, a whole small run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from census_rows import person, text
+
+from mtlfast import cli
+from mtlfast.data import CensusSource
+from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
+from mtlfast.training.reproduction.dtn_table3 import ROWS, build_row, parameters, width_within
+from mtlfast.training.reproduction.fit import Recipe, fit, predict
+
+
+def pairs_auc(scores, labels):
+    positive, negative = scores[labels], scores[~labels]
+    difference = positive[:, None] - negative[None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def test_auc_counts_pairs_ties_half():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 9, 80).astype(float), rng.random(80) < 0.3
+    assert Ranking(scores, labels).auc() == pytest.approx(pairs_auc(scores, labels), abs=1e-12)
+    assert np.isnan(Ranking(scores, np.zeros(80, bool)).auc())
+
+
+def test_weights_are_repetitions():
+    rng = np.random.default_rng(1)
+    scores, labels = rng.random(50), rng.random(50) < 0.4
+    times = rng.integers(0, 4, 50)
+    expected = pairs_auc(np.repeat(scores, times), np.repeat(labels, times))
+    assert Ranking(scores, labels).auc(times.astype(float)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bootstrap_sees_a_better_model_and_no_difference_of_equal_ones():
+    rng = np.random.default_rng(2)
+    labels = rng.random(400) < 0.5
+    noise = [rng.normal(size=400) for _ in range(3)]
+    good = [Ranking(labels + n, labels) for n in noise]
+    poor = [Ranking(0.3 * labels + n, labels) for n in noise]
+    differences = bootstrap_means([good], [poor], [400], times=50)
+    assert (differences > 0).all()
+    expected = np.mean([g.auc() - p.auc() for g, p in zip(good, poor, strict=True)])
+    assert abs(differences.mean() - expected) < 0.01
+    assert (bootstrap_means([good], [good], [400], times=5) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("census")
+    (path / "census-income.data").write_text(text([person(i) for i in range(300)]))
+    (path / "census-income.test").write_text(text([person(i) for i in range(80)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(folder):
+    return CensusSource(folder, part="both")
+
+
+def test_all_rows_fit_the_budget_of_dtn(source):
+    budget = parameters(build_row(ROWS[-1], source.spec, 32))
+    for row in ROWS[:3] + ROWS[-1:]:
+        width = width_within(row, source.spec, budget)
+        size = parameters(build_row(row, source.spec, width))
+        assert size <= budget < parameters(build_row(row, source.spec, width + 1))
+        assert size > 0.9 * budget, row.name
+    with pytest.raises(ValueError, match="budget: expected enough for ShareBottom"):
+        width_within(ROWS[0], source.spec, 10)
+
+
+def test_the_averaged_model_of_one_step_is_the_trained_one(source):
+    torch.manual_seed(0)
+    model = build_row(ROWS[0], source.spec, 8)
+    before = predict(model, source)
+    trained = fit(model, source, Recipe(batch_size=300, epochs=1), quiet=True)
+    assert np.array_equal(predict(trained, source), predict(model, source))
+    assert not np.array_equal(predict(trained, source), before)
+
+
+def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
+    arguments = [
+        "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "2", "--epochs", "1",
+        "--width", "4", "--out", str(tmp_path), "--quiet",
+        "--rows", "ShareBottom", "TFI-GDCN", "DTN", "DTN-trim",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    table = json.loads((tmp_path / "table.json").read_text())
+    names = [row["model"] for row in table["rows"]]
+    assert names == ["ShareBottom", "TFI-GDCN", "DTN", "DTN-trim"]
+    rows = {row["model"]: row for row in table["rows"]}
+    assert rows["DTN-trim"]["parameters"] < rows["DTN"]["parameters"]
+    assert rows["ShareBottom"]["income_relaimp"] in (None, pytest.approx(0, abs=1e-9))
+    assert "| DTN |" in printed
+    assert "0.9560" in printed
+    assert "DTN - ShareBottom, income" in printed
+
+    # The mean over both halves and both seeds, counted here from the stored scores.
+    source = CensusSource(folder, part="both")
+    labels = torch.cat([batch.labels for batch in source.test_batches(100)]).numpy() > 0.5
+    halves = source.halves(labels[:, 0])
+    expected = np.mean(
+        [
+            pairs_auc(np.load(tmp_path / "runs" / f"DTN-{seed}.npy")[rows_, 1], labels[rows_, 1])
+            for seed in range(2)
+            for rows_ in halves
+        ]
+    )
+    assert rows["DTN"]["never_married_auc"] == pytest.approx(expected, abs=1e-6)
+
+    stamp = (tmp_path / "runs" / "DTN-0.json").stat().st_mtime_ns
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "runs" / "DTN-0.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--data", "synthetic:tenrec"], "--data: expected census or census:PATH"),
+        (["--seeds", "0"], "--seeds: expected at least 1, found 0"),
+        (["--rows", "DTM"], "rows: expected some of"),
+    ],
+)
+def test_mistakes_are_explained(folder, tmp_path, capsys, extra, message):
+    base = ["reproduce", "dtn-table3", "--data", f"census:{folder}", "--out", str(tmp_path)]
+    assert cli.main([*base, *extra]) == 2
+    assert message in capsys.readouterr().err
