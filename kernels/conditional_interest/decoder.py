@@ -1,0 +1,176 @@
+"""What happens per candidate: the absorbed queries before the tokens, the tail after (Eq. 7-8)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .encoder import load_norm
+from .primitives import clamped, feed_forward, layer_norm
+from .self_attention import load_tokens
+
+
+@triton.jit(do_not_specialize=["stride_row", "num_candidates"])
+def absorb_queries(
+    target,  # [B, d]
+    matrices,
+    queries,  # [B, H, DP] out: (e W_Q)_h (W_K)_h^T / sqrt(d_h)
+    stride_row,
+    stride_column,
+    num_candidates,
+    scale,  # 1 / sqrt(d_h)
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < num_candidates
+    column = tl.arange(0, DP)
+    feature = tl.arange(0, DHP)
+    w_q = matrices + (4 * HD + 2 * FP) * DP
+    w_k = w_q + HD * DP
+    item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+    item = item.to(matrices.dtype.element_ty)
+    for head in range(H):
+        block = (head * DHP + feature)[:, None] * DP + column[None, :]
+        q = tl.dot(item, tl.trans(tl.load(w_q + block)), input_precision=PRECISION)
+        absorbed = tl.dot(q.to(item.dtype), tl.load(w_k + block), input_precision=PRECISION)
+        tl.store(
+            queries + (row * H + head)[:, None] * DP + column[None, :],
+            (absorbed * scale).to(queries.dtype.element_ty),
+            mask=exists[:, None],
+        )
+
+
+@triton.jit
+def sequence_is_empty(
+    offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED: tl.constexpr
+):
+    user = tl.minimum(row, num_users - 1)
+    if SHARED:
+        user = clamped(user_index + row, exists, num_users - 1)
+    segment = tl.cast(behavior, tl.int64) * num_users + user
+    begin = clamped(offsets + segment, exists, num_tokens)
+    return clamped(offsets + segment + 1, exists, num_tokens) <= begin
+
+
+@triton.jit
+def attended_values(
+    pooled, at, exists, empty, scale1, shift1, w_v, DP: tl.constexpr, PRECISION: tl.constexpr
+):
+    """One head: pooled rows, their affine values (zero for no keys), and the head's output."""
+    column = tl.arange(0, DP)
+    mean = tl.load(pooled + at[:, None] * DP + column[None, :], mask=exists[:, None], other=0.0).to(
+        tl.float32
+    )
+    values = tl.where(empty[:, None], 0.0, mean * scale1[None, :] + shift1[None, :])
+    output = tl.dot(values.to(w_v.dtype), tl.trans(w_v), input_precision=PRECISION)
+    return mean, values, tl.where(empty[:, None], 0.0, output)
+
+
+@triton.jit
+def decoder_rows(
+    item,
+    pooled,
+    pair,
+    exists,
+    empty,
+    task,
+    behavior,
+    num_behaviors,
+    decoder,
+    vectors,
+    eps,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """From pooled vectors to the last norm: (u2, rstd2, FFN input, u3, rstd3) of a tile of rows."""
+    column = tl.arange(0, DP)
+    feature = tl.arange(0, DHP)
+    tables = vectors + 2 * (FP + DP)
+    scale1, shift1 = load_norm(tables, task, behavior, 1, num_behaviors, DP)
+    scale2, shift2 = load_norm(tables, task, behavior, 2, num_behaviors, DP)
+    attended = tl.zeros_like(item)
+    for head in range(H):
+        block = (head * DHP + feature)[:, None] * DP + column[None, :]
+        w_v = tl.load(decoder + 2 * HD * DP + block)
+        _, _, output = attended_values(
+            pooled, pair * H + head, exists, empty, scale1, shift1, w_v, DP, PRECISION
+        )
+        w_o = tl.load(decoder + 3 * HD * DP + block)
+        attended += tl.dot(output.to(w_o.dtype), w_o, input_precision=PRECISION)
+    u2, rstd2 = layer_norm(item + attended, column < D, exists, D, eps)
+    x = u2 * scale2[None, :] + shift2[None, :]
+    w1 = decoder + 4 * HD * DP
+    b1 = vectors + FP + DP
+    u = feed_forward(x, w1, b1, w1 + FP * DP, b1 + FP, FP, BH, DP, PRECISION)
+    u3, rstd3 = layer_norm(u, column < D, exists, D, eps)
+    return u2, rstd2, x, u3, rstd3
+
+
+@triton.jit(
+    do_not_specialize=[
+        "stride_row", "num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"
+    ]
+)  # fmt: skip
+def decoder_tail(
+    target,  # [B, d]
+    pooled,  # [B, T, M, H, DP]
+    offsets,
+    user_index,  # read where SHARED
+    matrices,
+    vectors,
+    out,  # [B, T, M, d] out
+    stride_row,
+    stride_column,
+    num_candidates,
+    num_users,
+    num_behaviors,
+    num_tasks,
+    num_tokens,
+    eps,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    behavior = tl.program_id(1)
+    task = tl.program_id(2)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = row < num_candidates
+    column = tl.arange(0, DP)
+    decoder = matrices + (4 * HD + 2 * FP) * DP
+    empty = sequence_is_empty(
+        offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED
+    )
+    pair = (row * num_tasks + task) * num_behaviors + behavior
+    item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+    _, _, _, u3, _ = decoder_rows(
+        item, pooled, pair, exists, empty, task, behavior, num_behaviors, decoder, vectors, eps,
+        D, H, DP, DHP, FP, HD, BH, PRECISION,
+    )  # fmt: skip
+    tables = vectors + 2 * (FP + DP)
+    scale3, shift3 = load_norm(tables, task, behavior, 3, num_behaviors, DP)
+    y = u3 * scale3[None, :] + shift3[None, :]
+    tl.store(
+        out + pair[:, None] * D + column[None, :],
+        y.to(out.dtype.element_ty),
+        mask=exists[:, None] & (column < D)[None, :],
+    )

@@ -1,0 +1,239 @@
+"""Gradients of the decoder: the tail on B * T * M rows, and the absorbed queries."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .decoder import attended_values, decoder_rows, sequence_is_empty
+from .encoder import load_norm, norm_row
+from .primitives import (
+    accumulate,
+    accumulate_norm,
+    feed_forward_backward,
+    layer_norm_backward,
+)
+from .self_attention import load_tokens
+
+
+@triton.jit
+def attended_values_backward(
+    gradient,  # of the attention's output, [R, DP]
+    pooled,
+    pair,
+    exists,
+    empty,
+    scale1,
+    shift1,
+    decoder,
+    d_decoder,
+    d_table1,
+    d_pooled,
+    inner,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    HD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Through W_O and W_V to the pooled vectors; also inner = d_pooled . pooled for the softmax."""
+    dtype: tl.constexpr = decoder.dtype.element_ty
+    column = tl.arange(0, DP)
+    feature = tl.arange(0, DHP)
+    upstream = gradient.to(dtype)
+    d_scale = tl.zeros([DP], tl.float32)
+    d_shift = tl.zeros([DP], tl.float32)
+    for head in range(H):
+        block = (head * DHP + feature)[:, None] * DP + column[None, :]
+        at = pair * H + head
+        w_v = tl.load(decoder + 2 * HD * DP + block)
+        w_o = tl.load(decoder + 3 * HD * DP + block)
+        mean, values, output = attended_values(
+            pooled, at, exists, empty, scale1, shift1, w_v, DP, PRECISION
+        )
+        accumulate(
+            d_decoder + 3 * HD * DP + block,
+            tl.dot(tl.trans(output.to(dtype)), upstream, input_precision=PRECISION),
+        )
+        d_output = tl.dot(upstream, tl.trans(w_o), input_precision=PRECISION)
+        d_output = tl.where(empty[:, None], 0.0, d_output).to(dtype)
+        accumulate(
+            d_decoder + 2 * HD * DP + block,
+            tl.dot(tl.trans(d_output), values.to(dtype), input_precision=PRECISION),
+        )
+        d_values = tl.dot(d_output, w_v, input_precision=PRECISION)
+        d_values = tl.where(empty[:, None], 0.0, d_values)
+        d_scale += tl.sum(d_values * mean, axis=0)
+        d_shift += tl.sum(d_values, axis=0)
+        d_mean = d_values * scale1[None, :]
+        tl.store(
+            d_pooled + at[:, None] * DP + column[None, :],
+            d_mean.to(d_pooled.dtype.element_ty),
+            mask=exists[:, None],
+        )
+        tl.store(inner + at, tl.sum(d_mean * mean, axis=1), mask=exists)
+    accumulate(d_table1 + column, d_scale)
+    accumulate(d_table1 + DP + column, d_shift)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "stride_row", "grad_b", "grad_t", "grad_m", "num_candidates", "num_users", "num_behaviors",
+        "num_tasks", "num_tokens", "sums_size",
+    ]
+)  # fmt: skip
+def decoder_tail_backward(
+    grad_out,  # [B, T, M, d], any strides
+    target,
+    pooled,
+    offsets,
+    user_index,
+    matrices,
+    vectors,
+    sums,  # [programs, sums_size] in and out
+    d_pooled,  # [B, T, M, H, DP] out
+    inner,  # [B, T, M, H] out
+    d_items,  # [M, B, DP] out: the residual's part of grad_target
+    stride_row,
+    stride_column,
+    grad_b,
+    grad_t,
+    grad_m,
+    grad_d,
+    num_candidates,
+    num_users,
+    num_behaviors,
+    num_tasks,
+    num_tokens,
+    sums_size,
+    eps,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    side: tl.constexpr = (4 * HD + 2 * FP) * DP
+    column = tl.arange(0, DP)
+    decoder = matrices + side
+    w1 = decoder + 4 * HD * DP
+    b1 = vectors + FP + DP
+    tables = vectors + 2 * (FP + DP)
+    mine = sums + tl.program_id(0).to(tl.int64) * sums_size
+    d_decoder = mine + side
+    d_w1 = d_decoder + 4 * HD * DP
+    d_b1 = mine + 2 * side + FP + DP
+    d_tables = mine + 2 * side + 2 * (FP + DP)
+
+    tiles = tl.cdiv(num_candidates, ROWS)
+    for item_of_work in range(tl.program_id(0), tiles * num_behaviors, tl.num_programs(0)):
+        behavior = item_of_work // tiles
+        row = tl.cast(item_of_work % tiles, tl.int64) * ROWS + tl.arange(0, ROWS)
+        exists = row < num_candidates
+        empty = sequence_is_empty(
+            offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED
+        )
+        item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+        d_item = tl.zeros_like(item)
+        for task in range(num_tasks):
+            pair = (row * num_tasks + task) * num_behaviors + behavior
+            u2, rstd2, x, u3, rstd3 = decoder_rows(
+                item, pooled, pair, exists, empty, task, behavior, num_behaviors, decoder, vectors,
+                eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
+            )  # fmt: skip
+            at = row[:, None] * grad_b + tl.cast(task, tl.int64) * grad_t
+            at += tl.cast(behavior, tl.int64) * grad_m + column[None, :].to(tl.int64) * grad_d
+            mask = exists[:, None] & (column < D)[None, :]
+            gradient = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+
+            scale3, _ = load_norm(tables, task, behavior, 3, num_behaviors, DP)
+            d_table = d_tables + norm_row(task, behavior, 3, num_behaviors) * DP
+            accumulate_norm(d_table, gradient, u3, DP)
+            gradient = layer_norm_backward(gradient * scale3[None, :], u3, rstd3, column < D, D)
+            gradient = feed_forward_backward(
+                x, gradient, w1, b1, w1 + FP * DP, d_w1, d_b1, d_w1 + FP * DP, d_b1 + FP,
+                FP, BH, DP, PRECISION,
+            )  # fmt: skip
+            scale2, _ = load_norm(tables, task, behavior, 2, num_behaviors, DP)
+            d_table = d_tables + norm_row(task, behavior, 2, num_behaviors) * DP
+            accumulate_norm(d_table, gradient, u2, DP)
+            gradient = layer_norm_backward(gradient * scale2[None, :], u2, rstd2, column < D, D)
+            d_item += gradient
+            scale1, shift1 = load_norm(tables, task, behavior, 1, num_behaviors, DP)
+            attended_values_backward(
+                gradient, pooled, pair, exists, empty, scale1, shift1, decoder, d_decoder,
+                d_tables + norm_row(task, behavior, 1, num_behaviors) * DP, d_pooled, inner,
+                H, DP, DHP, HD, PRECISION,
+            )  # fmt: skip
+            # What one thread has added to this program's sums, another may read next.
+            tl.debug_barrier()
+        place = tl.cast(behavior, tl.int64) * num_candidates + row
+        tl.store(d_items + place[:, None] * DP + column[None, :], d_item, mask=exists[:, None])
+
+
+@triton.jit(do_not_specialize=["stride_row", "num_candidates", "num_behaviors", "sums_size"])
+def queries_backward(
+    target,
+    matrices,
+    d_queries,  # [M, B, H, DP]
+    d_items,  # [M, B, DP]
+    sums,
+    grad_target,  # [B, d] out
+    stride_row,
+    stride_column,
+    num_candidates,
+    num_behaviors,
+    sums_size,
+    scale,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    side: tl.constexpr = (4 * HD + 2 * FP) * DP
+    dtype: tl.constexpr = matrices.dtype.element_ty
+    column = tl.arange(0, DP)
+    feature = tl.arange(0, DHP)
+    w_q = matrices + side
+    w_k = w_q + HD * DP
+    d_w_q = sums + tl.program_id(0).to(tl.int64) * sums_size + side
+    d_w_k = d_w_q + HD * DP
+    for tile in range(tl.program_id(0), tl.cdiv(num_candidates, ROWS), tl.num_programs(0)):
+        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        exists = row < num_candidates
+        item = load_tokens(target, stride_row, stride_column, row, exists, D, DP).to(dtype)
+        d_item = tl.zeros([ROWS, DP], tl.float32)
+        for behavior in range(num_behaviors):
+            place = tl.cast(behavior, tl.int64) * num_candidates + row
+            at = place[:, None] * DP + column[None, :]
+            d_item += tl.load(d_items + at, mask=exists[:, None], other=0.0)
+        for head in range(H):
+            d_absorbed = tl.zeros([ROWS, DP], tl.float32)
+            for behavior in range(num_behaviors):
+                place = (tl.cast(behavior, tl.int64) * num_candidates + row) * H + head
+                at = place[:, None] * DP + column[None, :]
+                d_absorbed += tl.load(d_queries + at, mask=exists[:, None], other=0.0)
+            d_absorbed = (d_absorbed * scale).to(dtype)
+            block = (head * DHP + feature)[:, None] * DP + column[None, :]
+            weight_q = tl.load(w_q + block)
+            q = tl.dot(item, tl.trans(weight_q), input_precision=PRECISION).to(dtype)
+            accumulate(d_w_k + block, tl.dot(tl.trans(q), d_absorbed, input_precision=PRECISION))
+            weight_k = tl.trans(tl.load(w_k + block))
+            d_q = tl.dot(d_absorbed, weight_k, input_precision=PRECISION).to(dtype)
+            accumulate(d_w_q + block, tl.dot(tl.trans(d_q), item, input_precision=PRECISION))
+            d_item += tl.dot(d_q, weight_q, input_precision=PRECISION)
+        tl.store(
+            grad_target + row[:, None] * D + column[None, :],
+            d_item.to(grad_target.dtype.element_ty),
+            mask=exists[:, None] & (column < D)[None, :],
+        )
+        tl.debug_barrier()

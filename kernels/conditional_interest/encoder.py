@@ -1,0 +1,162 @@
+"""The pass over the tokens: every task's encoder FFN, scores, online softmax and pooling.
+
+A program takes one (task, behavior) and a few candidates in the order of their users, so that the
+tokens they attend to lie behind each other. Nothing of size tokens x tasks is written.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .primitives import clamped, feed_forward, finite, layer_norm
+
+
+@triton.jit
+def load_norm(tables, task, behavior, position, num_behaviors, DP: tl.constexpr):
+    """Scale and shift [DP] of one norm, from the packed tables [T, M, 4, 2, DP]."""
+    column = tl.arange(0, DP)
+    at = tables + norm_row(task, behavior, position, num_behaviors) * DP
+    return tl.load(at + column), tl.load(at + DP + column)
+
+
+@triton.jit
+def norm_row(task, behavior, position, num_behaviors):
+    """Row of a norm's scale in the packed tables; its shift is the next one."""
+    return ((task * num_behaviors + behavior) * 4 + position) * 2
+
+
+@triton.jit
+def user_of(position, exists, order, user_index, num_users, SHARED: tl.constexpr):
+    """Candidate and user at places of the candidate list, which is sorted by user."""
+    if SHARED:
+        candidate = tl.load(order + position, mask=exists, other=0)
+        user = clamped(user_index + candidate, exists, num_users - 1)
+    else:
+        candidate = position
+        user = tl.minimum(position, num_users - 1)
+    return candidate, user
+
+
+@triton.jit
+def encoded_tokens(
+    normalized,
+    row,
+    exists,
+    scale0,
+    shift0,
+    w1,
+    b1,
+    w2,
+    b2,
+    eps,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    FP: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """u0, the FFN's input, u1 and its reciprocal deviation for a tile of tokens of one task."""
+    column = tl.arange(0, DP)
+    u0 = tl.load(
+        normalized + row[:, None] * DP + column[None, :], mask=exists[:, None], other=0.0
+    ).to(tl.float32)
+    x = u0 * scale0[None, :] + shift0[None, :]
+    u = feed_forward(x, w1, b1, w2, b2, FP, BH, DP, PRECISION)
+    u1, rstd1 = layer_norm(u, column < D, exists, D, eps)
+    return u0, x, u1, rstd1
+
+
+@triton.jit(
+    do_not_specialize=["num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"]
+)
+def encode_and_pool(
+    normalized,  # [N, DP]
+    queries,  # [B, H, DP]: the absorbed decoder queries
+    offsets,  # [M*U+1]
+    order,  # [B]: candidates by user; read where SHARED
+    user_index,  # [B]; read where SHARED
+    matrices,
+    vectors,
+    pooled,  # [B, T, M, H, DP] out
+    log_sums,  # [B, T, M, H] out: logarithm of the softmax's denominator, with its maximum
+    num_candidates,
+    num_users,
+    num_behaviors,
+    num_tasks,
+    num_tokens,
+    eps,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    HP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    behavior = tl.program_id(1)
+    task = tl.program_id(2)
+    dtype: tl.constexpr = matrices.dtype.element_ty
+    pairs: tl.constexpr = CANDIDATES * HP
+    column = tl.arange(0, DP)
+    pair = tl.arange(0, pairs)
+    position = tl.program_id(0).to(tl.int64) * CANDIDATES + pair // HP
+    head = pair % HP
+    exists = position < num_candidates
+    candidate, user = user_of(position, exists, order, user_index, num_users, SHARED)
+    segment = tl.cast(behavior, tl.int64) * num_users + user
+    begin = clamped(offsets + segment, exists, num_tokens)
+    end = clamped(offsets + segment + 1, exists, num_tokens)
+    first_token = tl.min(tl.where(end > begin, begin, num_tokens), axis=0)
+    last_token = tl.max(tl.where(exists, end, 0), axis=0)
+
+    w1 = matrices + 4 * HD * DP
+    w2 = w1 + FP * DP
+    b1 = vectors
+    b2 = b1 + FP
+    tables = vectors + 2 * (FP + DP)
+    scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
+    scale1, _ = load_norm(tables, task, behavior, 1, num_behaviors, DP)
+    real = exists & (head < H)
+    query = tl.load(
+        queries + (candidate * H + head)[:, None] * DP + column[None, :],
+        mask=real[:, None],
+        other=0.0,
+    )
+    query = (query.to(tl.float32) * scale1[None, :]).to(dtype)
+
+    largest = tl.full([pairs], float("-inf"), tl.float32)
+    total = tl.zeros([pairs], tl.float32)
+    mixed = tl.zeros([pairs, DP], tl.float32)
+    for first in range(first_token, last_token, TOKENS):
+        row = first + tl.arange(0, TOKENS)
+        _, _, u1, _ = encoded_tokens(
+            normalized, row, row < last_token, scale0, shift0, w1, b1, w2, b2, eps,
+            D, DP, FP, BH, PRECISION,
+        )  # fmt: skip
+        # A NaN makes its token's scores NaN; what is mixed must not carry it to other sequences.
+        key = u1.to(dtype)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        own = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+        scores = tl.where(own, scores, float("-inf"))
+        next_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        reference = tl.where(next_largest == float("-inf"), 0.0, next_largest)
+        weights = tl.exp(scores - reference[:, None])
+        fade = tl.exp(largest - reference)
+        total = total * fade + tl.sum(weights, axis=1)
+        mixed = mixed * fade[:, None]
+        mixed += tl.dot(weights.to(dtype), finite(u1).to(dtype), input_precision=PRECISION)
+        largest = next_largest
+    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+    at = ((candidate * num_tasks + task) * num_behaviors + behavior) * H + head
+    tl.store(
+        pooled + at[:, None] * DP + column[None, :],
+        mixed.to(pooled.dtype.element_ty),
+        mask=real[:, None],
+    )
+    reference = tl.where(largest == float("-inf"), 0.0, largest)
+    tl.store(log_sums + at, reference + tl.log(total), mask=real)
