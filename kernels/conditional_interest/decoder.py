@@ -10,7 +10,7 @@ from .primitives import clamped, feed_forward, layer_norm
 from .self_attention import load_tokens
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_candidates"])
+@triton.jit(do_not_specialize=["num_candidates"])
 def absorb_queries(
     target,  # [B, d]
     matrices,
@@ -95,7 +95,7 @@ def decoder_rows(
     BH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """From pooled vectors to the last norm: (u2, rstd2, FFN input, u3, rstd3) of a tile of rows."""
+    """From pooled vectors to the last norm: (u2, rstd2, u3, rstd3) of a tile of rows."""
     column = tl.arange(0, DP)
     feature = tl.arange(0, DHP)
     tables = vectors + 2 * (FP + DP)
@@ -105,7 +105,7 @@ def decoder_rows(
     for head in range(H):
         block = (head * DHP + feature)[:, None] * DP + column[None, :]
         w_v = tl.load(decoder + 2 * HD * DP + block)
-        _, _, output = attended_values(
+        _mean, _values, output = attended_values(
             pooled, pair * H + head, exists, empty, scale1, shift1, w_v, DP, PRECISION
         )
         w_o = tl.load(decoder + 3 * HD * DP + block)
@@ -116,12 +116,12 @@ def decoder_rows(
     b1 = vectors + FP + DP
     u = feed_forward(x, w1, b1, w1 + FP * DP, b1 + FP, FP, BH, DP, PRECISION)
     u3, rstd3 = layer_norm(u, column < D, exists, D, eps)
-    return u2, rstd2, x, u3, rstd3
+    return u2, rstd2, u3, rstd3
 
 
 @triton.jit(
     do_not_specialize=[
-        "stride_row", "num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"
+        "num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"
     ]
 )  # fmt: skip
 def decoder_tail(
@@ -162,7 +162,7 @@ def decoder_tail(
     )
     pair = (row * num_tasks + task) * num_behaviors + behavior
     item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
-    _, _, _, u3, _ = decoder_rows(
+    _u2, _rstd2, u3, _rstd3 = decoder_rows(
         item, pooled, pair, exists, empty, task, behavior, num_behaviors, decoder, vectors, eps,
         D, H, DP, DHP, FP, HD, BH, PRECISION,
     )  # fmt: skip

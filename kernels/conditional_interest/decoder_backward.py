@@ -1,4 +1,4 @@
-"""Gradients of the decoder: the tail on B * T * M rows, and the absorbed queries."""
+"""Gradients of the decoder: its tail on B * T * M rows, and the absorbed queries."""
 
 from __future__ import annotations
 
@@ -16,73 +16,10 @@ from .primitives import (
 from .self_attention import load_tokens
 
 
-@triton.jit
-def attended_values_backward(
-    gradient,  # of the attention's output, [R, DP]
-    pooled,
-    pair,
-    exists,
-    empty,
-    scale1,
-    shift1,
-    decoder,
-    d_decoder,
-    d_table1,
-    d_pooled,
-    inner,
-    H: tl.constexpr,
-    DP: tl.constexpr,
-    DHP: tl.constexpr,
-    HD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Through W_O and W_V to the pooled vectors; also inner = d_pooled . pooled for the softmax."""
-    dtype: tl.constexpr = decoder.dtype.element_ty
-    column = tl.arange(0, DP)
-    feature = tl.arange(0, DHP)
-    upstream = gradient.to(dtype)
-    d_scale = tl.zeros([DP], tl.float32)
-    d_shift = tl.zeros([DP], tl.float32)
-    for head in range(H):
-        block = (head * DHP + feature)[:, None] * DP + column[None, :]
-        at = pair * H + head
-        w_v = tl.load(decoder + 2 * HD * DP + block)
-        w_o = tl.load(decoder + 3 * HD * DP + block)
-        mean, values, output = attended_values(
-            pooled, at, exists, empty, scale1, shift1, w_v, DP, PRECISION
-        )
-        accumulate(
-            d_decoder + 3 * HD * DP + block,
-            tl.dot(tl.trans(output.to(dtype)), upstream, input_precision=PRECISION),
-        )
-        d_output = tl.dot(upstream, tl.trans(w_o), input_precision=PRECISION)
-        d_output = tl.where(empty[:, None], 0.0, d_output).to(dtype)
-        accumulate(
-            d_decoder + 2 * HD * DP + block,
-            tl.dot(tl.trans(d_output), values.to(dtype), input_precision=PRECISION),
-        )
-        d_values = tl.dot(d_output, w_v, input_precision=PRECISION)
-        d_values = tl.where(empty[:, None], 0.0, d_values)
-        d_scale += tl.sum(d_values * mean, axis=0)
-        d_shift += tl.sum(d_values, axis=0)
-        d_mean = d_values * scale1[None, :]
-        tl.store(
-            d_pooled + at[:, None] * DP + column[None, :],
-            d_mean.to(d_pooled.dtype.element_ty),
-            mask=exists[:, None],
-        )
-        tl.store(inner + at, tl.sum(d_mean * mean, axis=1), mask=exists)
-    accumulate(d_table1 + column, d_scale)
-    accumulate(d_table1 + DP + column, d_shift)
-
-
 @triton.jit(
-    do_not_specialize=[
-        "stride_row", "grad_b", "grad_t", "grad_m", "num_candidates", "num_users", "num_behaviors",
-        "num_tasks", "num_tokens", "sums_size",
-    ]
-)  # fmt: skip
-def decoder_tail_backward(
+    do_not_specialize=["num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"]
+)
+def decoder_output_backward(
     grad_out,  # [B, T, M, d], any strides
     target,
     pooled,
@@ -91,9 +28,9 @@ def decoder_tail_backward(
     matrices,
     vectors,
     sums,  # [programs, sums_size] in and out
-    d_pooled,  # [B, T, M, H, DP] out
-    inner,  # [B, T, M, H] out
-    d_items,  # [M, B, DP] out: the residual's part of grad_target
+    normalized,  # [B, T, M, DP] out: u2, before the FFN's scale and shift
+    rstd,  # [B, T, M] out
+    gradient,  # [B, T, M, DP] out: of x + FFN(x)
     stride_row,
     stride_column,
     grad_b,
@@ -120,16 +57,8 @@ def decoder_tail_backward(
 ):
     side: tl.constexpr = (4 * HD + 2 * FP) * DP
     column = tl.arange(0, DP)
-    decoder = matrices + side
-    w1 = decoder + 4 * HD * DP
-    b1 = vectors + FP + DP
     tables = vectors + 2 * (FP + DP)
-    mine = sums + tl.program_id(0).to(tl.int64) * sums_size
-    d_decoder = mine + side
-    d_w1 = d_decoder + 4 * HD * DP
-    d_b1 = mine + 2 * side + FP + DP
-    d_tables = mine + 2 * side + 2 * (FP + DP)
-
+    d_tables = sums + tl.program_id(0).to(tl.int64) * sums_size + 2 * side + 2 * (FP + DP)
     tiles = tl.cdiv(num_candidates, ROWS)
     for item_of_work in range(tl.program_id(0), tiles * num_behaviors, tl.num_programs(0)):
         behavior = item_of_work // tiles
@@ -138,45 +67,160 @@ def decoder_tail_backward(
         empty = sequence_is_empty(
             offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED
         )
-        item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
-        d_item = tl.zeros_like(item)
         for task in range(num_tasks):
             pair = (row * num_tasks + task) * num_behaviors + behavior
-            u2, rstd2, x, u3, rstd3 = decoder_rows(
-                item, pooled, pair, exists, empty, task, behavior, num_behaviors, decoder, vectors,
-                eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
+            item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+            u2, rstd2, u3, rstd3 = decoder_rows(
+                item, pooled, pair, exists, empty, task, behavior, num_behaviors, matrices + side,
+                vectors, eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
             )  # fmt: skip
+            tile = pair[:, None] * DP + column[None, :]
+            tl.store(normalized + tile, u2.to(normalized.dtype.element_ty), mask=exists[:, None])
+            tl.store(rstd + pair, rstd2, mask=exists)
             at = row[:, None] * grad_b + tl.cast(task, tl.int64) * grad_t
             at += tl.cast(behavior, tl.int64) * grad_m + column[None, :].to(tl.int64) * grad_d
             mask = exists[:, None] & (column < D)[None, :]
-            gradient = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+            d_out = tl.load(grad_out + at, mask=mask, other=0.0).to(tl.float32)
+            scale3, _shift3 = load_norm(tables, task, behavior, 3, num_behaviors, DP)
+            row3 = norm_row(task, behavior, 3, num_behaviors) * DP
+            accumulate_norm(d_tables + row3, d_out, u3, DP)
+            d_u = layer_norm_backward(d_out * scale3[None, :], u3, rstd3, column < D, D)
+            tl.store(gradient + tile, d_u.to(gradient.dtype.element_ty), mask=exists[:, None])
+        # What one thread has added to this program's sums, another may read next.
+        tl.debug_barrier()
 
-            scale3, _ = load_norm(tables, task, behavior, 3, num_behaviors, DP)
-            d_table = d_tables + norm_row(task, behavior, 3, num_behaviors) * DP
-            accumulate_norm(d_table, gradient, u3, DP)
-            gradient = layer_norm_backward(gradient * scale3[None, :], u3, rstd3, column < D, D)
-            gradient = feed_forward_backward(
-                x, gradient, w1, b1, w1 + FP * DP, d_w1, d_b1, d_w1 + FP * DP, d_b1 + FP,
-                FP, BH, DP, PRECISION,
-            )  # fmt: skip
-            scale2, _ = load_norm(tables, task, behavior, 2, num_behaviors, DP)
-            d_table = d_tables + norm_row(task, behavior, 2, num_behaviors) * DP
-            accumulate_norm(d_table, gradient, u2, DP)
-            gradient = layer_norm_backward(gradient * scale2[None, :], u2, rstd2, column < D, D)
-            d_item += gradient
+
+@triton.jit
+def attended_values_backward(
+    upstream,  # gradient of the attention's output, [R, DP], in the products' dtype
+    pooled,
+    pair,
+    exists,
+    empty,
+    scale1,
+    shift1,
+    decoder,
+    d_decoder,
+    d_table1,
+    d_pooled,
+    inner,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    HD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Through W_O and W_V to the pooled vectors; also inner = d_pooled . pooled for the softmax."""
+    dtype: tl.constexpr = decoder.dtype.element_ty
+    column = tl.arange(0, DP)
+    feature = tl.arange(0, DHP)
+    for head in range(H):
+        block = (head * DHP + feature)[:, None] * DP + column[None, :]
+        at = pair * H + head
+        w_v = tl.load(decoder + 2 * HD * DP + block)
+        w_o = tl.load(decoder + 3 * HD * DP + block)
+        mean, values, output = attended_values(
+            pooled, at, exists, empty, scale1, shift1, w_v, DP, PRECISION
+        )
+        accumulate(
+            d_decoder + 3 * HD * DP + block,
+            tl.dot(tl.trans(output.to(dtype)), upstream, input_precision=PRECISION),
+        )
+        d_output = tl.dot(upstream, tl.trans(w_o), input_precision=PRECISION)
+        d_output = tl.where(empty[:, None], 0.0, d_output).to(dtype)
+        accumulate(
+            d_decoder + 2 * HD * DP + block,
+            tl.dot(tl.trans(d_output), values.to(dtype), input_precision=PRECISION),
+        )
+        d_values = tl.dot(d_output, w_v, input_precision=PRECISION)
+        d_values = tl.where(empty[:, None], 0.0, d_values)
+        accumulate_norm(d_table1, d_values, mean, DP)
+        d_mean = d_values * scale1[None, :]
+        tl.store(
+            d_pooled + at[:, None] * DP + column[None, :],
+            d_mean.to(d_pooled.dtype.element_ty),
+            mask=exists[:, None],
+        )
+        tl.store(inner + at, tl.sum(d_mean * mean, axis=1), mask=exists)
+        # What one thread has added to this program's sums, another may read next.
+        tl.debug_barrier()
+
+
+@triton.jit(
+    do_not_specialize=["num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"]
+)
+def decoder_input_backward(
+    pooled,
+    offsets,
+    user_index,
+    matrices,
+    vectors,
+    normalized,  # [B, T, M, DP]: u2
+    rstd,  # [B, T, M]
+    gradient,  # [B, T, M, DP]: of x + FFN(x)
+    sums,  # [programs, sums_size] in and out
+    d_pooled,  # [B, T, M, H, DP] out
+    inner,  # [B, T, M, H] out
+    d_items,  # [M, B, DP] out: the residual's part of grad_target
+    num_candidates,
+    num_users,
+    num_behaviors,
+    num_tasks,
+    num_tokens,
+    sums_size,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    DP: tl.constexpr,
+    DHP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    side: tl.constexpr = (4 * HD + 2 * FP) * DP
+    dtype: tl.constexpr = matrices.dtype.element_ty
+    column = tl.arange(0, DP)
+    decoder = matrices + side
+    w1 = decoder + 4 * HD * DP
+    b1 = vectors + FP + DP
+    tables = vectors + 2 * (FP + DP)
+    mine = sums + tl.program_id(0).to(tl.int64) * sums_size
+    d_tables = mine + 2 * side + 2 * (FP + DP)
+    tiles = tl.cdiv(num_candidates, ROWS)
+    for item_of_work in range(tl.program_id(0), tiles * num_behaviors, tl.num_programs(0)):
+        behavior = item_of_work // tiles
+        row = tl.cast(item_of_work % tiles, tl.int64) * ROWS + tl.arange(0, ROWS)
+        exists = row < num_candidates
+        empty = sequence_is_empty(
+            offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED
+        )
+        d_item = tl.zeros([ROWS, DP], tl.float32)
+        for task in range(num_tasks):
+            pair = (row * num_tasks + task) * num_behaviors + behavior
+            tile = pair[:, None] * DP + column[None, :]
+            u2 = tl.load(normalized + tile, mask=exists[:, None], other=0.0).to(tl.float32)
+            d_y = tl.load(gradient + tile, mask=exists[:, None], other=0.0).to(tl.float32)
+            scale2, shift2 = load_norm(tables, task, behavior, 2, num_behaviors, DP)
+            x = u2 * scale2[None, :] + shift2[None, :]
+            d_x = feed_forward_backward(x, d_y, w1, b1, w1 + FP * DP, FP, BH, DP, PRECISION)
+            row2 = norm_row(task, behavior, 2, num_behaviors) * DP
+            accumulate_norm(d_tables + row2, d_x, u2, DP)
+            rstd2 = tl.load(rstd + pair, mask=exists, other=0.0)
+            d_u = layer_norm_backward(d_x * scale2[None, :], u2, rstd2, column < D, D)
+            d_item += d_u
             scale1, shift1 = load_norm(tables, task, behavior, 1, num_behaviors, DP)
             attended_values_backward(
-                gradient, pooled, pair, exists, empty, scale1, shift1, decoder, d_decoder,
+                d_u.to(dtype), pooled, pair, exists, empty, scale1, shift1, decoder, mine + side,
                 d_tables + norm_row(task, behavior, 1, num_behaviors) * DP, d_pooled, inner,
                 H, DP, DHP, HD, PRECISION,
             )  # fmt: skip
-            # What one thread has added to this program's sums, another may read next.
-            tl.debug_barrier()
         place = tl.cast(behavior, tl.int64) * num_candidates + row
         tl.store(d_items + place[:, None] * DP + column[None, :], d_item, mask=exists[:, None])
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_candidates", "num_behaviors", "sums_size"])
+@triton.jit(do_not_specialize=["num_candidates", "num_behaviors"])
 def queries_backward(
     target,
     matrices,

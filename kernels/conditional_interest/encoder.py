@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import clamped, feed_forward, finite, layer_norm
+from .primitives import clamped, feed_forward, finite, layer_norm, tile_offsets
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def user_of(position, exists, order, user_index, num_users, SHARED: tl.constexpr
 @triton.jit
 def encoded_tokens(
     normalized,
-    row,
+    first,
     exists,
     scale0,
     shift0,
@@ -54,17 +54,21 @@ def encoded_tokens(
     DP: tl.constexpr,
     FP: tl.constexpr,
     BH: tl.constexpr,
+    TOKENS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """u0, the FFN's input, u1 and its reciprocal deviation for a tile of tokens of one task."""
-    column = tl.arange(0, DP)
-    u0 = tl.load(
-        normalized + row[:, None] * DP + column[None, :], mask=exists[:, None], other=0.0
-    ).to(tl.float32)
+    """u1 and its reciprocal deviation for one task and the tokens from ``first`` on."""
+    tile = normalized + tl.cast(first, tl.int64) * DP + tile_offsets(TOKENS, DP)
+    u0 = tl.load(tile, mask=exists[:, None], other=0.0).to(tl.float32)
     x = u0 * scale0[None, :] + shift0[None, :]
     u = feed_forward(x, w1, b1, w2, b2, FP, BH, DP, PRECISION)
-    u1, rstd1 = layer_norm(u, column < D, exists, D, eps)
-    return u0, x, u1, rstd1
+    return layer_norm(u, tl.arange(0, DP) < D, exists, D, eps)
+
+
+@triton.jit
+def within_tile(token, first, TOKENS: tl.constexpr):
+    """A position among the tokens from ``first`` on, as a small number."""
+    return tl.minimum(tl.maximum(token - first, 0), TOKENS).to(tl.int32)
 
 
 @triton.jit(
@@ -79,7 +83,7 @@ def encode_and_pool(
     matrices,
     vectors,
     pooled,  # [B, T, M, H, DP] out
-    log_sums,  # [B, T, M, H] out: logarithm of the softmax's denominator, with its maximum
+    statistics,  # [B, T, M, H, 2] out: the softmax's maximum, and 1 over its denominator
     num_candidates,
     num_users,
     num_behaviors,
@@ -106,13 +110,13 @@ def encode_and_pool(
     pair = tl.arange(0, pairs)
     position = tl.program_id(0).to(tl.int64) * CANDIDATES + pair // HP
     head = pair % HP
-    exists = position < num_candidates
-    candidate, user = user_of(position, exists, order, user_index, num_users, SHARED)
+    present = position < num_candidates
+    candidate, user = user_of(position, present, order, user_index, num_users, SHARED)
     segment = tl.cast(behavior, tl.int64) * num_users + user
-    begin = clamped(offsets + segment, exists, num_tokens)
-    end = clamped(offsets + segment + 1, exists, num_tokens)
+    begin = clamped(offsets + segment, present, num_tokens)
+    end = clamped(offsets + segment + 1, present, num_tokens)
     first_token = tl.min(tl.where(end > begin, begin, num_tokens), axis=0)
-    last_token = tl.max(tl.where(exists, end, 0), axis=0)
+    last_token = tl.max(tl.where(present, end, 0), axis=0)
 
     w1 = matrices + 4 * HD * DP
     w2 = w1 + FP * DP
@@ -121,7 +125,7 @@ def encode_and_pool(
     tables = vectors + 2 * (FP + DP)
     scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
     scale1, _ = load_norm(tables, task, behavior, 1, num_behaviors, DP)
-    real = exists & (head < H)
+    real = present & (head < H)
     query = tl.load(
         queries + (candidate * H + head)[:, None] * DP + column[None, :],
         mask=real[:, None],
@@ -133,15 +137,18 @@ def encode_and_pool(
     total = tl.zeros([pairs], tl.float32)
     mixed = tl.zeros([pairs, DP], tl.float32)
     for first in range(first_token, last_token, TOKENS):
-        row = first + tl.arange(0, TOKENS)
-        _, _, u1, _ = encoded_tokens(
-            normalized, row, row < last_token, scale0, shift0, w1, b1, w2, b2, eps,
-            D, DP, FP, BH, PRECISION,
+        token = tl.arange(0, TOKENS)
+        exists = token < within_tile(last_token, first, TOKENS)
+        u1, _rstd1 = encoded_tokens(
+            normalized, first, exists, scale0, shift0, w1, b1, w2, b2, eps,
+            D, DP, FP, BH, TOKENS, PRECISION,
         )  # fmt: skip
         # A NaN makes its token's scores NaN; what is mixed must not carry it to other sequences.
         key = u1.to(dtype)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        own = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+        own_first = within_tile(begin, first, TOKENS)
+        own_last = within_tile(end, first, TOKENS)
+        own = (token[None, :] >= own_first[:, None]) & (token[None, :] < own_last[:, None])
         scores = tl.where(own, scores, float("-inf"))
         next_largest = tl.maximum(largest, tl.max(scores, axis=1))
         reference = tl.where(next_largest == float("-inf"), 0.0, next_largest)
@@ -151,12 +158,14 @@ def encode_and_pool(
         mixed = mixed * fade[:, None]
         mixed += tl.dot(weights.to(dtype), finite(u1).to(dtype), input_precision=PRECISION)
         largest = next_largest
-    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
+    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    mixed = mixed * inverse[:, None]
     at = ((candidate * num_tasks + task) * num_behaviors + behavior) * H + head
     tl.store(
         pooled + at[:, None] * DP + column[None, :],
         mixed.to(pooled.dtype.element_ty),
         mask=real[:, None],
     )
-    reference = tl.where(largest == float("-inf"), 0.0, largest)
-    tl.store(log_sums + at, reference + tl.log(total), mask=real)
+    # Kept apart: rounded to one number, they would put one error on all weights of a sequence.
+    tl.store(statistics + at * 2, largest, mask=real)
+    tl.store(statistics + at * 2 + 1, inverse, mask=real)

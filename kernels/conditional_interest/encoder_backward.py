@@ -1,7 +1,8 @@
 """Gradients of the pass over the tokens. Everything is computed again from u0, tile by tile.
 
-A program takes all tasks of one behavior for a few users, with all their tokens and all their
-candidates, so that no two programs add to the same row.
+First by users: a program takes all tokens and all candidates of a few users in one behavior, so
+that no two programs add to the same row, and leaves the gradient before the last norm. Then by
+tokens: through the FFN, the first scale and shift, and the norm before the tasks.
 """
 
 from __future__ import annotations
@@ -9,22 +10,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .encoder import encoded_tokens, load_norm, norm_row, user_of
-from .primitives import accumulate, clamped, feed_forward_backward, finite, layer_norm_backward
+from .encoder import encoded_tokens, load_norm, norm_row, user_of, within_tile
+from .primitives import (
+    accumulate,
+    clamped,
+    feed_forward_backward,
+    finite,
+    layer_norm_backward,
+    tile_offsets,
+)
 
 
 @triton.jit
 def pooling_backward(
-    u1,
-    row,
+    key,
+    first,
     first_place,
     last_place,
     behavior,
     task,
     scale1,
+    d_scale1,
     queries,
     d_pooled,
-    log_sums,
+    statistics,
     inner,
     offsets,
     order,
@@ -39,10 +48,11 @@ def pooling_backward(
     DP: tl.constexpr,
     HP: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    TOKENS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    """Gradient of a tile of u1, and the part of scale1's that comes by the scores.
+    """Gradient of a tile of u1 [TOKENS, DP]; adds to those of the queries and of scale1.
 
     What is not finite enters the products as zero: the softmax statistics of the same candidate
     carry it to where it belongs.
@@ -50,60 +60,63 @@ def pooling_backward(
     dtype: tl.constexpr = queries.dtype.element_ty
     pairs: tl.constexpr = CANDIDATES * HP
     column = tl.arange(0, DP)
+    token = tl.arange(0, TOKENS)
     pair = tl.arange(0, pairs)
     head = pair % HP
-    key = finite(u1).to(dtype)
-    d_u1 = tl.zeros_like(u1)
-    d_scale1 = tl.zeros([DP], tl.float32)
+    d_u1 = tl.zeros([TOKENS, DP], tl.float32)
     for place in range(first_place, last_place, CANDIDATES):
         position = tl.cast(place, tl.int64) + pair // HP
         exists = position < last_place
         candidate, user = user_of(position, exists, order, user_index, num_users, SHARED)
         segment = tl.cast(behavior, tl.int64) * num_users + user
-        begin = clamped(offsets + segment, exists, num_tokens)
-        end = clamped(offsets + segment + 1, exists, num_tokens)
+        begin = within_tile(clamped(offsets + segment, exists, num_tokens), first, TOKENS)
+        end = within_tile(clamped(offsets + segment + 1, exists, num_tokens), first, TOKENS)
         real = exists & (head < H)
         absorbed = tl.load(
             queries + (candidate * H + head)[:, None] * DP + column[None, :],
             mask=real[:, None],
             other=0.0,
         ).to(tl.float32)
-        query = finite(absorbed * scale1[None, :]).to(dtype)
+        scale = tl.load(scale1 + column)
+        query = finite(absorbed * scale[None, :]).to(dtype)
         at = ((candidate * num_tasks + task) * num_behaviors + behavior) * H + head
         upstream = tl.load(
             d_pooled + at[:, None] * DP + column[None, :], mask=real[:, None], other=0.0
         )
         upstream = finite(upstream.to(tl.float32)).to(dtype)
-        log_sum = tl.load(log_sums + at, mask=real, other=0.0)
+        largest = tl.load(statistics + at * 2, mask=real, other=0.0)
+        inverse = tl.load(statistics + at * 2 + 1, mask=real, other=0.0)
         along = tl.load(inner + at, mask=real, other=0.0)
 
-        own = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None]) & real[:, None]
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        weights = tl.where(own, tl.exp(scores - log_sum[:, None]), 0.0)
-        d_weights = tl.dot(upstream, tl.trans(key), input_precision=PRECISION)
-        d_scores = tl.where(own, weights * (d_weights - along[:, None]), 0.0).to(dtype)
-        d_u1 += tl.dot(tl.trans(weights.to(dtype)), upstream, input_precision=PRECISION)
-        d_u1 += tl.dot(tl.trans(d_scores), query, input_precision=PRECISION)
-        d_query = tl.dot(d_scores, key, input_precision=PRECISION)
-        d_scale1 += tl.sum(d_query * absorbed, axis=0)
+        own = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
+        own = own & real[None, :]
+        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)  # [TOKENS, pairs]
+        weights = tl.exp(scores - largest[None, :]) * inverse[None, :]
+        weights = tl.where(own, weights, 0.0)
+        d_weights = tl.dot(key, tl.trans(upstream), input_precision=PRECISION)
+        d_scores = tl.where(own, weights * (d_weights - along[None, :]), 0.0).to(dtype)
+        d_u1 += tl.dot(weights.to(dtype), upstream, input_precision=PRECISION)
+        d_u1 += tl.dot(d_scores, query, input_precision=PRECISION)
+        d_query = tl.dot(tl.trans(d_scores), key, input_precision=PRECISION)  # [pairs, DP]
+        accumulate(d_scale1 + column, tl.sum(d_query * absorbed, axis=0))
         place_of = (tl.cast(behavior, tl.int64) * num_candidates + candidate) * H + head
         pointers = d_queries + place_of[:, None] * DP + column[None, :]
         before = tl.load(pointers, mask=real[:, None], other=0.0)
-        tl.store(pointers, before + d_query * scale1[None, :], mask=real[:, None])
-    return d_u1, d_scale1
+        tl.store(pointers, before + d_query * scale[None, :], mask=real[:, None])
+        # What one thread has added up, another may read next.
+        tl.debug_barrier()
+    return d_u1
 
 
 @triton.jit(
-    do_not_specialize=[
-        "num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens", "sums_size"
-    ]
-)  # fmt: skip
-def encoder_backward(
+    do_not_specialize=["num_candidates", "num_users", "num_behaviors", "num_tasks", "num_tokens"]
+)
+def encoder_output_backward(
     normalized,  # [N, DP]
     segments,  # [N]
     queries,  # [B, H, DP]
     d_pooled,  # [B, T, M, H, DP]
-    log_sums,  # [B, T, M, H]
+    statistics,  # [B, T, M, H, 2]
     inner,  # [B, T, M, H]
     offsets,
     order,
@@ -113,7 +126,7 @@ def encoder_backward(
     vectors,
     sums,  # [programs, sums_size] in and out
     d_queries,  # [M, B, H, DP] in (zeros) and out
-    d_normalized,  # [N, DP] float32 out
+    d_encoded,  # [T, N, DP] out: gradient of x + FFN(x)
     num_candidates,
     num_users,
     num_behaviors,
@@ -133,24 +146,17 @@ def encoder_backward(
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    side: tl.constexpr = (4 * HD + 2 * FP) * DP
-    column = tl.arange(0, DP)
+    dtype: tl.constexpr = matrices.dtype.element_ty
     w1 = matrices + 4 * HD * DP
     w2 = w1 + FP * DP
-    b1 = vectors
-    b2 = b1 + FP
     tables = vectors + 2 * (FP + DP)
-    mine = sums + tl.program_id(0).to(tl.int64) * sums_size
-    d_w1 = mine + 4 * HD * DP
-    d_w2 = d_w1 + FP * DP
-    d_b1 = mine + 2 * side
-    d_b2 = d_b1 + FP
-    d_tables = mine + 2 * side + 2 * (FP + DP)
+    d_tables = sums + tl.program_id(0).to(tl.int64) * sums_size
+    d_tables += 2 * (4 * HD + 2 * FP) * DP + 2 * (FP + DP)
 
     tiles = tl.cdiv(num_users, CANDIDATES)
-    for item_of_work in range(tl.program_id(0), tiles * num_behaviors, tl.num_programs(0)):
-        behavior = item_of_work // tiles
-        first_user = (item_of_work % tiles) * CANDIDATES
+    for item in range(tl.program_id(0), tiles * num_behaviors, tl.num_programs(0)):
+        behavior = item // tiles
+        first_user = (item % tiles) * CANDIDATES
         last_user = tl.minimum(first_user + CANDIDATES, num_users)
         user = first_user + tl.arange(0, CANDIDATES)
         segment = tl.cast(behavior, tl.int64) * num_users + user
@@ -166,41 +172,112 @@ def encoder_backward(
             last_place = last_user
 
         for task in range(num_tasks):
-            scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
-            scale1, _ = load_norm(tables, task, behavior, 1, num_behaviors, DP)
-            d_scale0 = tl.zeros([DP], tl.float32)
-            d_shift0 = tl.zeros([DP], tl.float32)
-            d_scale1 = tl.zeros([DP], tl.float32)
+            row1 = norm_row(task, behavior, 1, num_behaviors) * DP
             for first in range(first_token, last_token, TOKENS):
-                row = first + tl.arange(0, TOKENS)
-                exists = row < last_token
+                token = tl.arange(0, TOKENS)
+                exists = token < within_tile(last_token, first, TOKENS)
                 live = exists
                 if SHARED:
-                    live = tl.load(segments + row, mask=exists, other=-1) >= 0
-                u0, x, u1, rstd1 = encoded_tokens(
-                    normalized, row, live, scale0, shift0, w1, b1, w2, b2, eps,
-                    D, DP, FP, BH, PRECISION,
+                    live = tl.load(segments + first + token, mask=exists, other=-1) >= 0
+                scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
+                u1, rstd1 = encoded_tokens(
+                    normalized, first, live, scale0, shift0, w1, vectors, w2, vectors + FP, eps,
+                    D, DP, FP, BH, TOKENS, PRECISION,
                 )  # fmt: skip
-                gradient, by_scores = pooling_backward(
-                    u1, row, first_place, last_place, behavior, task, scale1, queries, d_pooled,
-                    log_sums, inner, offsets, order, user_index, d_queries, num_candidates,
-                    num_users, num_behaviors, num_tasks, num_tokens,
-                    H, DP, HP, CANDIDATES, PRECISION, SHARED,
+                gradient = pooling_backward(
+                    finite(u1).to(dtype), first, first_place, last_place, behavior, task,
+                    tables + row1, d_tables + row1, queries, d_pooled, statistics, inner, offsets,
+                    order, user_index, d_queries, num_candidates, num_users, num_behaviors,
+                    num_tasks, num_tokens,
+                    H, DP, HP, CANDIDATES, TOKENS, PRECISION, SHARED,
                 )  # fmt: skip
-                d_scale1 += by_scores
-                gradient = layer_norm_backward(gradient, u1, rstd1, column < D, D)
-                gradient = feed_forward_backward(
-                    x, gradient, w1, b1, w2, d_w1, d_b1, d_w2, d_b2, FP, BH, DP, PRECISION
+                gradient = layer_norm_backward(gradient, u1, rstd1, tl.arange(0, DP) < D, D)
+                place = tl.cast(task, tl.int64) * num_tokens + first
+                tl.store(
+                    d_encoded + place * DP + tile_offsets(TOKENS, DP),
+                    gradient.to(d_encoded.dtype.element_ty),
+                    mask=exists[:, None],
                 )
-                d_scale0 += tl.sum(gradient * u0, axis=0)
-                d_shift0 += tl.sum(gradient, axis=0)
-                pointers = d_normalized + row[:, None] * DP + column[None, :]
-                before = tl.load(pointers, mask=exists[:, None] & (task > 0), other=0.0)
-                tl.store(pointers, before + gradient * scale0[None, :], mask=exists[:, None])
-                # What one thread has added up, another may read next.
-                tl.debug_barrier()
-            d_table0 = d_tables + norm_row(task, behavior, 0, num_behaviors) * DP
-            accumulate(d_table0 + column, d_scale0)
-            accumulate(d_table0 + DP + column, d_shift0)
-            d_table1 = d_tables + norm_row(task, behavior, 1, num_behaviors) * DP
-            accumulate(d_table1 + column, d_scale1)
+
+
+@triton.jit
+def behavior_tile(item, offsets, num_users, num_behaviors, num_tokens, ROWS: tl.constexpr):
+    """The item-th tile of ROWS tokens that lies in one behavior: behavior, first and last token.
+
+    The last two are equal where there are fewer tiles.
+    """
+    behavior = 0
+    first = tl.cast(0, tl.int64)
+    last = tl.cast(0, tl.int64)
+    before = tl.cast(0, tl.int64)
+    for b in range(num_behaviors):
+        segment = tl.cast(b, tl.int64) * num_users
+        begin = clamped(offsets + segment, True, num_tokens)
+        end = clamped(offsets + segment + num_users, True, num_tokens)
+        after = before + tl.maximum(end - begin + ROWS - 1, 0) // ROWS
+        inside = (item >= before) & (item < after)
+        behavior = tl.where(inside, b, behavior)
+        first = tl.where(inside, begin + (item - before) * ROWS, first)
+        last = tl.where(inside, tl.minimum(begin + (item - before + 1) * ROWS, end), last)
+        before = after
+    return behavior, first, last
+
+
+@triton.jit(do_not_specialize=["num_users", "num_behaviors", "num_tasks", "num_tokens"])
+def encoder_input_backward(
+    normalized,  # [N, DP]
+    rstd,  # [N]
+    segments,  # [N]
+    offsets,
+    matrices,
+    vectors,
+    d_encoded,  # [T, N, DP]
+    sums,  # [programs, sums_size] in and out
+    gradient,  # [N, DP] float32 out: of x + MHSA(x)
+    num_users,
+    num_behaviors,
+    num_tasks,
+    num_tokens,
+    sums_size,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    column = tl.arange(0, DP)
+    local = tl.arange(0, ROWS)
+    w1 = matrices + 4 * HD * DP
+    w2 = w1 + FP * DP
+    tables = vectors + 2 * (FP + DP)
+    d_tables = sums + tl.program_id(0).to(tl.int64) * sums_size
+    d_tables += 2 * (4 * HD + 2 * FP) * DP + 2 * (FP + DP)
+    items = tl.cdiv(num_tokens, ROWS) + num_behaviors
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        behavior, first, last = behavior_tile(
+            item, offsets, num_users, num_behaviors, num_tokens, ROWS
+        )
+        exists = local < within_tile(last, first, ROWS)
+        live = tl.load(segments + first + local, mask=exists, other=-1) >= 0
+        tile = first * DP + tile_offsets(ROWS, DP)
+        u0 = tl.load(normalized + tile, mask=live[:, None], other=0.0).to(tl.float32)
+        d_u0 = tl.zeros([ROWS, DP], tl.float32)
+        for task in range(num_tasks):
+            scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
+            x = u0 * scale0[None, :] + shift0[None, :]
+            plane = tl.cast(task, tl.int64) * num_tokens * DP
+            d_y = tl.load(d_encoded + plane + tile, mask=live[:, None], other=0.0)
+            d_x = feed_forward_backward(
+                x, d_y.to(tl.float32), w1, vectors, w2, FP, BH, DP, PRECISION
+            )
+            row = norm_row(task, behavior, 0, num_behaviors) * DP
+            accumulate(d_tables + row + column, tl.sum(d_x * u0, axis=0))
+            accumulate(d_tables + row + DP + column, tl.sum(d_x, axis=0))
+            d_u0 += d_x * scale0[None, :]
+        inverse = tl.load(rstd + first + local, mask=live, other=0.0)
+        d_u = layer_norm_backward(d_u0, u0, inverse, column < D, D)
+        tl.store(gradient + tile, d_u, mask=exists[:, None])
+        # What one thread has added up, another may read next.
+        tl.debug_barrier()

@@ -50,7 +50,7 @@ def _vector(element, start, size: tl.constexpr):
 
 @triton.jit
 def _table(element, start, pairs, D: tl.constexpr, DP: tl.constexpr):
-    """Of the tables [T, M, 4, 2, DP]: existence, 1 where it is the shift, index into [T, M, 4, d]."""
+    """Of the tables [T, M, 4, 2, DP]: exists, 1 for shifts, index into [T, M, 4, d]."""
     local = element - start
     row = local // DP
     column = local % DP
@@ -190,7 +190,7 @@ def _unpack_layer(
     tl.store(w2 + column * DF + unit, value.to(w2.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["num_sums", "sums_size", "pairs"])
+@triton.jit(do_not_specialize=["num_sums", "pairs"])
 def sum_parameter_gradients(
     sums,  # [num_sums, sums_size] float32: what each program has summed
     enc_q,  # out, and so on

@@ -46,14 +46,23 @@ def relu(x):
 
 
 @triton.jit
+def add_bias(y, bias):
+    """y + bias, after the sums of ``y``.
+
+    As their first summand, into which the compiler would turn a plain addition, a large bias would
+    make every partial sum round at its size.
+    """
+    return tl.fma(y, tl.full([1, 1], 1.0, tl.float32), bias[None, :])
+
+
+@triton.jit
 def hidden_units(x, w1, b1, first, BH: tl.constexpr, DP: tl.constexpr, PRECISION: tl.constexpr):
     """relu(x W1^T + b1) for the units [first, first + BH) -> [R, BH] float32, and W1's block."""
     unit = first + tl.arange(0, BH)
     column = tl.arange(0, DP)
     weight = tl.load(w1 + unit[:, None] * DP + column[None, :])
     h = tl.dot(x, tl.trans(weight), input_precision=PRECISION)
-    # The bias comes after the sum: from the start it would make every partial sum round at its size.
-    return relu(h + tl.load(b1 + unit)[None, :]), weight
+    return relu(add_bias(h, tl.load(b1 + unit))), weight
 
 
 @triton.jit
@@ -66,11 +75,11 @@ def feed_forward(
     operand = x.to(dtype)
     total = tl.zeros_like(x)
     for first in range(0, FP, BH):
-        h, _ = hidden_units(operand, w1, b1, first, BH, DP, PRECISION)
+        h, _weight1 = hidden_units(operand, w1, b1, first, BH, DP, PRECISION)
         unit = first + tl.arange(0, BH)
         weight = tl.load(w2 + unit[:, None] * DP + column[None, :])
         total += tl.dot(h.to(dtype), weight, input_precision=PRECISION)
-    return x + (total + tl.load(b2 + column)[None, :])
+    return x + add_bias(total, tl.load(b2 + column))
 
 
 @triton.jit
@@ -88,44 +97,55 @@ def accumulate_norm(table, gradient, normalized, DP: tl.constexpr):
 
 
 @triton.jit
+def hidden_units_backward(
+    x,
+    gradient,
+    w1,
+    b1,
+    w2,
+    first,
+    BH: tl.constexpr,
+    DP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Units [first, first + BH) again, [R, BH], the gradient before their ReLU, and W1's block."""
+    unit = first + tl.arange(0, BH)
+    column = tl.arange(0, DP)
+    h, weight1 = hidden_units(x, w1, b1, first, BH, DP, PRECISION)
+    weight2 = tl.load(w2 + unit[:, None] * DP + column[None, :])
+    d_h = tl.dot(gradient, tl.trans(weight2), input_precision=PRECISION)
+    return h, tl.where(h <= 0.0, 0.0, d_h), weight1
+
+
+@triton.jit
 def feed_forward_backward(
     x,
     gradient,
     w1,
     b1,
     w2,
-    d_w1,
-    d_b1,
-    d_w2,
-    d_b2,
     FP: tl.constexpr,
     BH: tl.constexpr,
     DP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of ``x`` from that of x + FFN(x); adds those of the weights to this program's sums.
-
-    Hidden units are computed again block by block, so that d_f never meets the number of tokens.
-    """
+    """Gradient of ``x`` from that of x + FFN(x). Hidden units are computed again block by block."""
     dtype: tl.constexpr = w1.dtype.element_ty
-    column = tl.arange(0, DP)
     operand = x.to(dtype)
     upstream = gradient.to(dtype)
-    d_x = gradient
+    d_x = tl.zeros_like(gradient)
     for first in range(0, FP, BH):
-        h, weight1 = hidden_units(operand, w1, b1, first, BH, DP, PRECISION)
-        unit = first + tl.arange(0, BH)
-        block = unit[:, None] * DP + column[None, :]
-        weight2 = tl.load(w2 + block)
-        d_h = tl.dot(upstream, tl.trans(weight2), input_precision=PRECISION)
-        d_h = tl.where(h <= 0.0, 0.0, d_h)
-        accumulate(d_b1 + unit, tl.sum(d_h, axis=0))
-        d_hidden = d_h.to(dtype)
-        accumulate(d_w2 + block, tl.dot(tl.trans(h.to(dtype)), upstream, input_precision=PRECISION))
-        accumulate(d_w1 + block, tl.dot(tl.trans(d_hidden), operand, input_precision=PRECISION))
-        d_x += tl.dot(d_hidden, weight1, input_precision=PRECISION)
-    accumulate(d_b2 + column, tl.sum(gradient, axis=0))
-    return d_x
+        _h, d_h, weight1 = hidden_units_backward(
+            operand, upstream, w1, b1, w2, first, BH, DP, PRECISION
+        )
+        d_x += tl.dot(d_h.to(dtype), weight1, input_precision=PRECISION)
+    return gradient + d_x
+
+
+@triton.jit
+def tile_offsets(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of a contiguous tile, from its first element."""
+    return tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
 
 
 @triton.jit

@@ -73,7 +73,7 @@ def project_rows(
     )
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def project_tokens(
     values,  # [N, d]
     segments,  # [N]
@@ -122,7 +122,7 @@ def attend(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One head of the tile's queries: its output [R, DHP] and the logarithm of its denominator."""
+    """One head of the tile's queries: output [R, DHP], maximum of the scores, 1 / denominator."""
     plane = tl.cast(num_tokens, tl.int64) * HD
     q = load_head(projected, row, valid, head, DHP, HD)
     largest = tl.full([row.shape[0]], float("-inf"), tl.float32)
@@ -147,11 +147,11 @@ def attend(
         mixed = mixed * fade[:, None]
         mixed += tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         largest = next_largest
-    mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
-    return mixed, tl.where(largest == float("-inf"), 0.0, largest) + tl.log(total)
+    inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
+    return mixed * inverse[:, None], tl.where(largest == float("-inf"), 0.0, largest), inverse
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_tokens", "eps"])
+@triton.jit(do_not_specialize=["num_tokens", "eps"])
 def self_attention(
     values,  # [N, d]
     projected,  # [3, N, HD]
@@ -185,7 +185,7 @@ def self_attention(
     out_proj = matrices + 3 * HD * DP
     attended = tl.zeros([ROWS, DP], tl.float32)
     for head in range(H):
-        mixed, _ = attend(
+        mixed, _largest, _inverse_sum = attend(
             projected, segments, row, valid, segment, begin, end, head, num_tokens, scale,
             DHP, HD, KEYS, PRECISION,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Gradients of the norm, residual and self-attention before the tasks, computed again from x.
+"""Gradients of the residual and self-attention before the tasks, computed again from x.
 
-Four launches over tiles of tokens: the projections; by queries (output, statistics, dQ); by keys (dK,
-dV); and back through the projections. No two programs write the same row.
+Four launches over tiles of tokens: the projections; by queries (output, statistics, dQ); by keys
+(dK, dV); and back through the projections. No two programs write the same row.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import accumulate, finite, layer_norm_backward
+from .primitives import accumulate, finite
 from .self_attention import (
     NO_SEGMENT,
     attend,
@@ -22,14 +22,12 @@ from .self_attention import (
 )
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def project_tokens_backward(
     values,  # [N, d]
     segments,  # [N]
     matrices,
-    normalized,  # [N, DP]
-    rstd,  # [N]
-    gradient,  # [N, DP] float32: in of u0, out of x + MHSA(x)
+    gradient,  # [N, DP] float32, of x + MHSA(x)
     projected,  # [4, N, HD] out: Q, K, V and the gradient of the heads' output
     stride_row,
     stride_column,
@@ -51,11 +49,7 @@ def project_tokens_backward(
         project_rows(x, matrices, i * HD, projected + plane * i, row, valid, HD, DP, PRECISION)
 
     at = row[:, None] * DP + column[None, :]
-    u0 = tl.load(normalized + at, mask=live[:, None], other=0.0).to(tl.float32)
-    inverse = tl.load(rstd + row, mask=live, other=0.0)
-    d_u0 = tl.load(gradient + at, mask=live[:, None], other=0.0)
-    d_u = layer_norm_backward(d_u0, u0, inverse, column < D, D)
-    tl.store(gradient + at, d_u, mask=valid[:, None])
+    d_u = tl.load(gradient + at, mask=valid[:, None], other=0.0)
     out = projected + plane * 3
     project_rows(d_u.to(dtype), matrices, 3 * HD, out, row, valid, HD, DP, PRECISION)
 
@@ -66,7 +60,7 @@ def attention_backward_queries(
     segments,
     offsets,
     mixed,  # [N, HD] out: the heads' output
-    log_sums,  # [H, N] out
+    statistics,  # [2, H, N] out: the softmax's maximum, and 1 over its denominator
     inner,  # [H, N] out: output . its gradient
     d_query,  # [N, HD] out
     num_tokens,
@@ -86,7 +80,7 @@ def attention_backward_queries(
     segment = tl.where(live, segment, NO_SEGMENT)
     plane = tl.cast(num_tokens, tl.int64) * HD
     for head in range(H):
-        output, log_sum = attend(
+        output, largest, inverse = attend(
             projected, segments, row, valid, segment, begin, end, head, num_tokens, scale,
             DHP, HD, KEYS, PRECISION,
         )  # fmt: skip
@@ -101,7 +95,7 @@ def attention_backward_queries(
             k = load_head(projected + plane, key, exists, head, DHP, HD)
             v = load_head(projected + 2 * plane, key, exists, head, DHP, HD)
             scores, same = attention_scores(q, k, segment, key_segment, scale, PRECISION)
-            weights = tl.exp(scores - log_sum[:, None])
+            weights = tl.exp(scores - largest[:, None]) * inverse[:, None]
             d_weights = tl.dot(upstream, tl.trans(v), input_precision=PRECISION)
             d_scores = tl.where(same, weights * (d_weights - along[:, None]), 0.0)
             k = finite(k.to(tl.float32)).to(k.dtype)
@@ -109,7 +103,8 @@ def attention_backward_queries(
         store_head(mixed, row, valid, head, output, DHP, HD)
         store_head(d_query, row, valid, head, d_q * scale, DHP, HD)
         at = tl.cast(head, tl.int64) * num_tokens + row
-        tl.store(log_sums + at, log_sum, mask=valid)
+        tl.store(statistics + at, largest, mask=valid)
+        tl.store(statistics + tl.cast(num_tokens, tl.int64) * H + at, inverse, mask=valid)
         tl.store(inner + at, along, mask=valid)
 
 
@@ -118,7 +113,7 @@ def attention_backward_keys(
     projected,  # [4, N, HD]
     segments,
     offsets,
-    log_sums,  # [H, N]
+    statistics,  # [2, H, N]
     inner,  # [H, N]
     d_key,  # [N, HD] out
     d_value,  # [N, HD] out
@@ -150,10 +145,13 @@ def attention_backward_keys(
             q = load_head(projected, query, exists, head, DHP, HD)
             upstream = load_head(projected + 3 * plane, query, exists, head, DHP, HD)
             at = tl.cast(head, tl.int64) * num_tokens + query
-            log_sum = tl.load(log_sums + at, mask=exists, other=0.0)
+            largest = tl.load(statistics + at, mask=exists, other=0.0)
+            at_inverse = tl.cast(num_tokens, tl.int64) * H + at
+            inverse = tl.load(statistics + at_inverse, mask=exists, other=0.0)
             along = tl.load(inner + at, mask=exists, other=0.0)
             scores, same = attention_scores(k, q, segment, query_segment, scale, PRECISION)
-            weights = tl.where(same, tl.exp(scores - log_sum[None, :]), 0.0)
+            weights = tl.exp(scores - largest[None, :]) * inverse[None, :]
+            weights = tl.where(same, weights, 0.0)
             d_weights = tl.dot(v, tl.trans(upstream), input_precision=PRECISION)
             d_scores = tl.where(same, weights * (d_weights - along[None, :]), 0.0)
             q = finite(q.to(tl.float32)).to(q.dtype)
@@ -186,7 +184,7 @@ def projection_backward(
     return tl.dot(d_y, tl.load(weight + block), input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["stride_row", "num_tokens", "sums_size"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def tokens_backward(
     values,
     segments,
