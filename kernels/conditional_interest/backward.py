@@ -9,7 +9,12 @@ import triton
 from torch import Tensor
 
 from .config import Launch
-from .decoder_backward import decoder_input_backward, decoder_output_backward, queries_backward
+from .decoder_backward import (
+    decoder_input_backward,
+    decoder_output_backward,
+    decoder_values_backward,
+    queries_backward,
+)
 from .encoder_backward import encoder_input_backward, encoder_output_backward
 from .feed_forward_backward import feed_forward_weights_backward
 from .parameters import sum_parameter_gradients
@@ -28,8 +33,6 @@ from .self_attention_backward import (
     project_tokens_backward,
     tokens_backward,
 )
-
-_SUM_BLOCK, _SUMS = 256, 32
 
 
 def backward(
@@ -102,6 +105,7 @@ class _Backward:
             queries_backward,
             self.grid(triton.cdiv(p.num_candidates, launch.rows)),
             p.target,
+            p.order,
             self.matrices,
             d_queries,
             d_items,
@@ -112,20 +116,23 @@ class _Backward:
             p.num_behaviors,
             self.size,
             p.query_scale,
-            **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", ROWS=launch.rows),
+            **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
+            ROWS=launch.rows,
             **options(launch),
         )
+        together = 32 if self.most > 4 else 4
+        block = min(1024, 8192 // together)
         p.run(
             sum_parameter_gradients,
-            (triton.cdiv(self.size, _SUM_BLOCK),),
+            (triton.cdiv(self.size, block),),
             self.sums,
             *gradients,
             self.most,
             self.size,
             p.num_tasks * p.num_behaviors,
             **p.constants("D", "DF", "H", "DP", "HP", "DHP", "FP"),
-            BLOCK=_SUM_BLOCK,
-            SUMS=_SUMS,
+            BLOCK=block,
+            SUMS=together,
         )
 
     def decoder(
@@ -135,7 +142,6 @@ class _Backward:
         rows = (p.num_candidates, p.num_tasks, p.num_behaviors)
         shape = (*rows, p.layout.dp)
         normalized, rstd, gradient = p.new(*shape), p.floats(*rows), p.new(*shape)
-        constants = p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED")
         launch = p.config.tail_output_backward
         p.run(
             decoder_output_backward,
@@ -144,7 +150,8 @@ class _Backward:
             p.target,
             pooled,
             p.offsets,
-            p.user_index,
+            p.order,
+            p.users,
             self.matrices,
             self.vectors,
             self.sums,
@@ -156,35 +163,52 @@ class _Backward:
             *p.sizes,
             self.size,
             self.eps,
-            **constants,
+            **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
             ROWS=launch.rows,
             BH=launch.hidden,
             **options(launch),
         )
+        # These need the gradient that the next launch writes over.
+        self.feed_forward_weights(normalized, gradient, None)
         launch = p.config.tail_input_backward
         p.run(
             decoder_input_backward,
             self.grid(triton.cdiv(p.num_candidates, launch.rows) * p.num_behaviors),
-            pooled,
-            p.offsets,
-            p.user_index,
             self.matrices,
             self.vectors,
             normalized,
             rstd,
             gradient,
             self.sums,
-            d_pooled,
-            inner,
             d_items,
-            *p.sizes,
+            p.num_candidates,
+            p.num_behaviors,
+            p.num_tasks,
             self.size,
-            **constants,
+            **p.constants("D", "DP", "FP", "HD", "PRECISION"),
             ROWS=launch.rows,
             BH=launch.hidden,
             **options(launch),
         )
-        self.feed_forward_weights(normalized, gradient, None)
+        launch = p.config.tail_values_backward
+        p.run(
+            decoder_values_backward,
+            self.grid(triton.cdiv(p.num_candidates, launch.rows) * p.num_behaviors),
+            gradient,
+            pooled,
+            p.offsets,
+            p.users,
+            self.matrices,
+            self.vectors,
+            self.sums,
+            d_pooled,
+            inner,
+            *p.sizes,
+            self.size,
+            **p.constants("H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
+            ROWS=launch.rows,
+            **options(launch),
+        )
 
     def feed_forward_weights(
         self, normalized: Tensor, gradient: Tensor, segments: Tensor | None
@@ -247,8 +271,7 @@ class _Backward:
             statistics,
             inner,
             p.offsets,
-            p.order,
-            p.user_index,
+            p.users,
             p.candidate_begin,
             self.matrices,
             self.vectors,
@@ -359,7 +382,7 @@ class _Backward:
             *p.strides,
             n,
             self.size,
-            **p.constants("D", "DP", "HD", "PRECISION", ROWS=launch.rows),
+            **p.constants("D", "H", "DP", "DHP", "HD", "PRECISION", ROWS=launch.rows),
             FEATURES=min(columns, launch.other),
             **options(launch),
         )

@@ -5,16 +5,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .encoder import load_norm
-from .primitives import clamped, feed_forward, layer_norm
+from .encoder import load_norm, sequence_of
+from .primitives import feed_forward, layer_norm
 from .self_attention import load_tokens
+
+
+@triton.jit
+def candidate_of(place, exists, order, SHARED: tl.constexpr):
+    """The candidates at places of the candidate list, which is in the order of the users."""
+    if SHARED:
+        place = tl.load(order + place, mask=exists, other=0)
+    return place
 
 
 @triton.jit(do_not_specialize=["num_candidates"])
 def absorb_queries(
     target,  # [B, d]
+    order,  # [B]: the candidate at each place; read where SHARED
     matrices,
-    queries,  # [B, H, DP] out: (e W_Q)_h (W_K)_h^T / sqrt(d_h)
+    queries,  # [B, H, DP] out, by place: (e W_Q)_h (W_K)_h^T / sqrt(d_h)
     stride_row,
     stride_column,
     num_candidates,
@@ -27,6 +36,7 @@ def absorb_queries(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = row < num_candidates
@@ -34,7 +44,8 @@ def absorb_queries(
     feature = tl.arange(0, DHP)
     w_q = matrices + (4 * HD + 2 * FP) * DP
     w_k = w_q + HD * DP
-    item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+    candidate = candidate_of(row, exists, order, SHARED)
+    item = load_tokens(target, stride_row, stride_column, candidate, exists, D, DP)
     item = item.to(matrices.dtype.element_ty)
     for head in range(H):
         block = (head * DHP + feature)[:, None] * DP + column[None, :]
@@ -45,18 +56,6 @@ def absorb_queries(
             (absorbed * scale).to(queries.dtype.element_ty),
             mask=exists[:, None],
         )
-
-
-@triton.jit
-def sequence_is_empty(
-    offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED: tl.constexpr
-):
-    user = tl.minimum(row, num_users - 1)
-    if SHARED:
-        user = clamped(user_index + row, exists, num_users - 1)
-    segment = tl.cast(behavior, tl.int64) * num_users + user
-    begin = clamped(offsets + segment, exists, num_tokens)
-    return clamped(offsets + segment + 1, exists, num_tokens) <= begin
 
 
 @triton.jit
@@ -126,9 +125,10 @@ def decoder_rows(
 )  # fmt: skip
 def decoder_tail(
     target,  # [B, d]
-    pooled,  # [B, T, M, H, DP]
+    pooled,  # [B, T, M, H, DP], by place in the candidate list
     offsets,
-    user_index,  # read where SHARED
+    order,  # [B]; read where SHARED
+    users,  # [B]; read where SHARED
     matrices,
     vectors,
     out,  # [B, T, M, d] out
@@ -157,20 +157,22 @@ def decoder_tail(
     exists = row < num_candidates
     column = tl.arange(0, DP)
     decoder = matrices + (4 * HD + 2 * FP) * DP
-    empty = sequence_is_empty(
-        offsets, user_index, row, exists, behavior, num_users, num_tokens, SHARED
+    begin, end = sequence_of(
+        0, row, exists, users, offsets, behavior, num_users, num_tokens, SHARED
     )
     pair = (row * num_tasks + task) * num_behaviors + behavior
-    item = load_tokens(target, stride_row, stride_column, row, exists, D, DP)
+    candidate = candidate_of(row, exists, order, SHARED)
+    item = load_tokens(target, stride_row, stride_column, candidate, exists, D, DP)
     _u2, _rstd2, u3, _rstd3 = decoder_rows(
-        item, pooled, pair, exists, empty, task, behavior, num_behaviors, decoder, vectors, eps,
-        D, H, DP, DHP, FP, HD, BH, PRECISION,
+        item, pooled, pair, exists, end <= begin, task, behavior, num_behaviors, decoder, vectors,
+        eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
     )  # fmt: skip
     tables = vectors + 2 * (FP + DP)
     scale3, shift3 = load_norm(tables, task, behavior, 3, num_behaviors, DP)
     y = u3 * scale3[None, :] + shift3[None, :]
+    at = (candidate * num_tasks + task) * num_behaviors + behavior
     tl.store(
-        out + pair[:, None] * D + column[None, :],
+        out + at[:, None] * D + column[None, :],
         y.to(out.dtype.element_ty),
         mask=exists[:, None] & (column < D)[None, :],
     )

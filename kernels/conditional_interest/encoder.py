@@ -27,15 +27,16 @@ def norm_row(task, behavior, position, num_behaviors):
 
 
 @triton.jit
-def user_of(position, exists, order, user_index, num_users, SHARED: tl.constexpr):
-    """Candidate and user at places of the candidate list, which is sorted by user."""
+def sequence_of(
+    place, local, exists, users, offsets, behavior, num_users, num_tokens, SHARED: tl.constexpr
+):
+    """First and last token of the sequences at place + local of the candidate list."""
     if SHARED:
-        candidate = tl.load(order + position, mask=exists, other=0)
-        user = clamped(user_index + candidate, exists, num_users - 1)
+        user = clamped(users + place + local, exists, num_users - 1)
     else:
-        candidate = position
-        user = tl.minimum(position, num_users - 1)
-    return candidate, user
+        user = tl.minimum(place + local, num_users - 1)
+    first = offsets + tl.cast(behavior, tl.int64) * num_users
+    return clamped(first + user, exists, num_tokens), clamped(first + user + 1, exists, num_tokens)
 
 
 @triton.jit
@@ -76,10 +77,9 @@ def within_tile(token, first, TOKENS: tl.constexpr):
 )
 def encode_and_pool(
     normalized,  # [N, DP]
-    queries,  # [B, H, DP]: the absorbed decoder queries
+    queries,  # [B, H, DP]: the absorbed decoder queries, as everything here in order of users
     offsets,  # [M*U+1]
-    order,  # [B]: candidates by user; read where SHARED
-    user_index,  # [B]; read where SHARED
+    users,  # [B]: the user of each place of the candidate list; read where SHARED
     matrices,
     vectors,
     pooled,  # [B, T, M, H, DP] out
@@ -108,13 +108,13 @@ def encode_and_pool(
     pairs: tl.constexpr = CANDIDATES * HP
     column = tl.arange(0, DP)
     pair = tl.arange(0, pairs)
-    position = tl.program_id(0).to(tl.int64) * CANDIDATES + pair // HP
+    place = tl.program_id(0).to(tl.int64) * CANDIDATES
+    local = pair // HP
     head = pair % HP
-    present = position < num_candidates
-    candidate, user = user_of(position, present, order, user_index, num_users, SHARED)
-    segment = tl.cast(behavior, tl.int64) * num_users + user
-    begin = clamped(offsets + segment, present, num_tokens)
-    end = clamped(offsets + segment + 1, present, num_tokens)
+    present = local < num_candidates - place
+    begin, end = sequence_of(
+        place, local, present, users, offsets, behavior, num_users, num_tokens, SHARED
+    )
     first_token = tl.min(tl.where(end > begin, begin, num_tokens), axis=0)
     last_token = tl.max(tl.where(present, end, 0), axis=0)
 
@@ -127,7 +127,7 @@ def encode_and_pool(
     scale1, _ = load_norm(tables, task, behavior, 1, num_behaviors, DP)
     real = present & (head < H)
     query = tl.load(
-        queries + (candidate * H + head)[:, None] * DP + column[None, :],
+        queries + place * H * DP + (local * H + head)[:, None] * DP + column[None, :],
         mask=real[:, None],
         other=0.0,
     )
@@ -160,12 +160,13 @@ def encode_and_pool(
         largest = next_largest
     inverse = 1.0 / tl.where(total == 0.0, 1.0, total)
     mixed = mixed * inverse[:, None]
-    at = ((candidate * num_tasks + task) * num_behaviors + behavior) * H + head
+    row = ((place * num_tasks + task) * num_behaviors + behavior) * H
+    at = local * (num_tasks * num_behaviors * H) + head
     tl.store(
-        pooled + at[:, None] * DP + column[None, :],
+        pooled + row * DP + at[:, None] * DP + column[None, :],
         mixed.to(pooled.dtype.element_ty),
         mask=real[:, None],
     )
     # Kept apart: rounded to one number, they would put one error on all weights of a sequence.
-    tl.store(statistics + at * 2, largest, mask=real)
-    tl.store(statistics + at * 2 + 1, inverse, mask=real)
+    tl.store(statistics + row * 2 + at * 2, largest, mask=real)
+    tl.store(statistics + row * 2 + at * 2 + 1, inverse, mask=real)

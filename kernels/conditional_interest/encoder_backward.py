@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .encoder import encoded_tokens, load_norm, norm_row, user_of, within_tile
+from .encoder import encoded_tokens, load_norm, norm_row, sequence_of, within_tile
 from .primitives import (
     accumulate,
     clamped,
@@ -36,8 +36,7 @@ def pooling_backward(
     statistics,
     inner,
     offsets,
-    order,
-    user_index,
+    users,
     d_queries,
     num_candidates,
     num_users,
@@ -62,31 +61,35 @@ def pooling_backward(
     column = tl.arange(0, DP)
     token = tl.arange(0, TOKENS)
     pair = tl.arange(0, pairs)
+    local = pair // HP
     head = pair % HP
     d_u1 = tl.zeros([TOKENS, DP], tl.float32)
     for place in range(first_place, last_place, CANDIDATES):
-        position = tl.cast(place, tl.int64) + pair // HP
-        exists = position < last_place
-        candidate, user = user_of(position, exists, order, user_index, num_users, SHARED)
-        segment = tl.cast(behavior, tl.int64) * num_users + user
-        begin = within_tile(clamped(offsets + segment, exists, num_tokens), first, TOKENS)
-        end = within_tile(clamped(offsets + segment + 1, exists, num_tokens), first, TOKENS)
+        start = tl.cast(place, tl.int64)
+        exists = local < last_place - start
+        begin, end = sequence_of(
+            start, local, exists, users, offsets, behavior, num_users, num_tokens, SHARED
+        )
+        several = end - begin > 1  # a softmax over one key has the gradient zero, exactly
+        begin = within_tile(begin, first, TOKENS)
+        end = within_tile(end, first, TOKENS)
         real = exists & (head < H)
         absorbed = tl.load(
-            queries + (candidate * H + head)[:, None] * DP + column[None, :],
+            queries + start * H * DP + (local * H + head)[:, None] * DP + column[None, :],
             mask=real[:, None],
             other=0.0,
         ).to(tl.float32)
         scale = tl.load(scale1 + column)
         query = finite(absorbed * scale[None, :]).to(dtype)
-        at = ((candidate * num_tasks + task) * num_behaviors + behavior) * H + head
+        base = ((start * num_tasks + task) * num_behaviors + behavior) * H
+        at = local * (num_tasks * num_behaviors * H) + head
         upstream = tl.load(
-            d_pooled + at[:, None] * DP + column[None, :], mask=real[:, None], other=0.0
+            d_pooled + base * DP + at[:, None] * DP + column[None, :], mask=real[:, None], other=0.0
         )
         upstream = finite(upstream.to(tl.float32)).to(dtype)
-        largest = tl.load(statistics + at * 2, mask=real, other=0.0)
-        inverse = tl.load(statistics + at * 2 + 1, mask=real, other=0.0)
-        along = tl.load(inner + at, mask=real, other=0.0)
+        largest = tl.load(statistics + base * 2 + at * 2, mask=real, other=0.0)
+        inverse = tl.load(statistics + base * 2 + at * 2 + 1, mask=real, other=0.0)
+        along = tl.load(inner + base + at, mask=real, other=0.0)
 
         own = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
         own = own & real[None, :]
@@ -94,13 +97,14 @@ def pooling_backward(
         weights = tl.exp(scores - largest[None, :]) * inverse[None, :]
         weights = tl.where(own, weights, 0.0)
         d_weights = tl.dot(key, tl.trans(upstream), input_precision=PRECISION)
-        d_scores = tl.where(own, weights * (d_weights - along[None, :]), 0.0).to(dtype)
+        d_scores = weights * (d_weights - along[None, :])
+        d_scores = tl.where(own & several[None, :], d_scores, 0.0).to(dtype)
         d_u1 += tl.dot(weights.to(dtype), upstream, input_precision=PRECISION)
         d_u1 += tl.dot(d_scores, query, input_precision=PRECISION)
         d_query = tl.dot(tl.trans(d_scores), key, input_precision=PRECISION)  # [pairs, DP]
         accumulate(d_scale1 + column, tl.sum(d_query * absorbed, axis=0))
-        place_of = (tl.cast(behavior, tl.int64) * num_candidates + candidate) * H + head
-        pointers = d_queries + place_of[:, None] * DP + column[None, :]
+        mine = d_queries + (tl.cast(behavior, tl.int64) * num_candidates + start) * H * DP
+        pointers = mine + (local * H + head)[:, None] * DP + column[None, :]
         before = tl.load(pointers, mask=real[:, None], other=0.0)
         tl.store(pointers, before + d_query * scale[None, :], mask=real[:, None])
         # What one thread has added up, another may read next.
@@ -119,8 +123,7 @@ def encoder_output_backward(
     statistics,  # [B, T, M, H, 2]
     inner,  # [B, T, M, H]
     offsets,
-    order,
-    user_index,
+    users,  # [B]; read where SHARED
     candidate_begin,  # [U+1]; read where SHARED
     matrices,
     vectors,
@@ -187,7 +190,7 @@ def encoder_output_backward(
                 gradient = pooling_backward(
                     finite(u1).to(dtype), first, first_place, last_place, behavior, task,
                     tables + row1, d_tables + row1, queries, d_pooled, statistics, inner, offsets,
-                    order, user_index, d_queries, num_candidates, num_users, num_behaviors,
+                    users, d_queries, num_candidates, num_users, num_behaviors,
                     num_tasks, num_tokens,
                     H, DP, HP, CANDIDATES, TOKENS, PRECISION, SHARED,
                 )  # fmt: skip

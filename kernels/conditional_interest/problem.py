@@ -24,7 +24,7 @@ from .segments import find_segments
 if os.environ.get("TRITON_INTERPRET", "0") == "1":
     repair()
 
-_SEGMENT_BLOCK, _PACK_BLOCK = 128, 512
+_SEGMENT_BLOCK, _PACK_BLOCK = 128, 1024
 
 
 Run = Callable[..., None]  # kernel, grid, its arguments
@@ -67,12 +67,12 @@ class Problem:
         self.precision = _precision(values)
         self.shared = user_index is not None
         # Kernels that do not read them still want pointers.
-        self.order = self.user_index = self.candidate_begin = self.offsets
+        self.order = self.users = self.candidate_begin = self.offsets
         if user_index is not None:
-            self.user_index = user_index.contiguous()
-            sorted_users, self.order = torch.sort(user_index, stable=True)
+            # The candidate list: by user, so that the tokens a tile attends to lie together.
+            self.users, self.order = torch.sort(user_index, stable=True)
             users = torch.arange(self.num_users + 1, device=user_index.device)
-            self.candidate_begin = torch.searchsorted(sorted_users, users)
+            self.candidate_begin = torch.searchsorted(self.users, users)
 
     @property
     def empty(self) -> bool:
@@ -161,12 +161,14 @@ class Problem:
             absorb_queries,
             (triton.cdiv(self.num_candidates, launch.rows),),
             self.target,
+            self.order,
             matrices,
             queries,
             *self.target_strides,
             self.num_candidates,
             self.query_scale,
-            **self.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", ROWS=launch.rows),
+            **self.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
+            ROWS=launch.rows,
             **options(launch),
         )
         return queries

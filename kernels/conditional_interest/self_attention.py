@@ -27,11 +27,15 @@ def load_tokens(values, stride_row, stride_column, row, live, D: tl.constexpr, D
 
 @triton.jit
 def key_range(offsets, segment, live, num_tokens):
-    """First and last token of all sequences that a tile touches."""
+    """First and last token of all sequences that a tile touches, and whose rows have several keys.
+
+    A softmax over one key has the gradient zero, exactly, which rounding would miss.
+    """
     own = tl.where(live, segment, 0).to(tl.int64)
-    begin = tl.min(tl.where(live, clamped(offsets + own, live, num_tokens), num_tokens), axis=0)
-    end = tl.max(tl.where(live, clamped(offsets + own + 1, live, num_tokens), 0), axis=0)
-    return begin, end
+    begin = clamped(offsets + own, live, num_tokens)
+    end = clamped(offsets + own + 1, live, num_tokens)
+    first = tl.min(tl.where(live, begin, num_tokens), axis=0)
+    return first, tl.max(tl.where(live, end, 0), axis=0), end - begin > 1
 
 
 @triton.jit
@@ -178,7 +182,7 @@ def self_attention(
     valid = row < num_tokens
     segment = tl.load(segments + row, mask=valid, other=-1)
     live = segment >= 0
-    begin, end = key_range(offsets, segment, live, num_tokens)
+    begin, end, _several = key_range(offsets, segment, live, num_tokens)
     segment = tl.where(live, segment, NO_SEGMENT)
     column = tl.arange(0, DP)
     feature = tl.arange(0, DHP)

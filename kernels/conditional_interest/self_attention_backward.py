@@ -76,7 +76,7 @@ def attention_backward_queries(
     valid = row < num_tokens
     segment = tl.load(segments + row, mask=valid, other=-1)
     live = segment >= 0
-    begin, end = key_range(offsets, segment, live, num_tokens)
+    begin, end, several = key_range(offsets, segment, live, num_tokens)
     segment = tl.where(live, segment, NO_SEGMENT)
     plane = tl.cast(num_tokens, tl.int64) * HD
     for head in range(H):
@@ -97,7 +97,8 @@ def attention_backward_queries(
             scores, same = attention_scores(q, k, segment, key_segment, scale, PRECISION)
             weights = tl.exp(scores - largest[:, None]) * inverse[:, None]
             d_weights = tl.dot(upstream, tl.trans(v), input_precision=PRECISION)
-            d_scores = tl.where(same, weights * (d_weights - along[:, None]), 0.0)
+            d_scores = weights * (d_weights - along[:, None])
+            d_scores = tl.where(same & several[:, None], d_scores, 0.0)
             k = finite(k.to(tl.float32)).to(k.dtype)
             d_q += tl.dot(d_scores.to(k.dtype), k, input_precision=PRECISION)
         store_head(mixed, row, valid, head, output, DHP, HD)
@@ -130,7 +131,7 @@ def attention_backward_keys(
     valid = row < num_tokens
     segment = tl.load(segments + row, mask=valid, other=-1)
     live = segment >= 0
-    begin, end = key_range(offsets, segment, live, num_tokens)
+    begin, end, several = key_range(offsets, segment, live, num_tokens)
     segment = tl.where(live, segment, NO_SEGMENT)
     plane = tl.cast(num_tokens, tl.int64) * HD
     for head in range(H):
@@ -153,7 +154,8 @@ def attention_backward_keys(
             weights = tl.exp(scores - largest[None, :]) * inverse[None, :]
             weights = tl.where(same, weights, 0.0)
             d_weights = tl.dot(v, tl.trans(upstream), input_precision=PRECISION)
-            d_scores = tl.where(same, weights * (d_weights - along[None, :]), 0.0)
+            d_scores = weights * (d_weights - along[None, :])
+            d_scores = tl.where(same & several[:, None], d_scores, 0.0)
             q = finite(q.to(tl.float32)).to(q.dtype)
             upstream = finite(upstream.to(tl.float32)).to(q.dtype)
             d_v += tl.dot(weights.to(q.dtype), upstream, input_precision=PRECISION)
@@ -170,7 +172,7 @@ def projection_backward(
     d_weight,
     feature,
     row,
-    valid,
+    mask,
     HD: tl.constexpr,
     DP: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -178,7 +180,7 @@ def projection_backward(
     """Adds dY^T x to the weight's gradient and returns dY W, for some of the HD features."""
     column = tl.arange(0, DP)
     at = row[:, None] * HD + feature[None, :]
-    d_y = tl.load(gradient + at, mask=valid[:, None], other=0.0)
+    d_y = tl.load(gradient + at, mask=mask, other=0.0)
     block = feature[:, None] * DP + column[None, :]
     accumulate(d_weight + block, tl.dot(tl.trans(d_y), x, input_precision=PRECISION))
     return tl.dot(d_y, tl.load(weight + block), input_precision=PRECISION)
@@ -201,7 +203,9 @@ def tokens_backward(
     num_tokens,
     sums_size,
     D: tl.constexpr,
+    H: tl.constexpr,
     DP: tl.constexpr,
+    DHP: tl.constexpr,
     HD: tl.constexpr,
     FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
@@ -221,19 +225,18 @@ def tokens_backward(
         d_u = d_x.to(dtype)
         for first in range(0, HD, FEATURES):
             feature = first + tl.arange(0, FEATURES)
+            mask = valid[:, None] & (feature < H * DHP)[None, :]  # padding heads are not written
             d_x += projection_backward(
-                x, d_query, matrices, mine, feature, row, valid, HD, DP, PRECISION
+                x, d_query, matrices, mine, feature, row, mask, HD, DP, PRECISION
             )
             d_x += projection_backward(
-                x, d_key, matrices + square, mine + square, feature, row, valid, HD, DP, PRECISION
+                x, d_key, matrices + square, mine + square, feature, row, mask, HD, DP, PRECISION
             )
             d_x += projection_backward(
-                x, d_value, matrices + 2 * square, mine + 2 * square, feature, row, valid,
+                x, d_value, matrices + 2 * square, mine + 2 * square, feature, row, mask,
                 HD, DP, PRECISION,
             )  # fmt: skip
-            output = tl.load(
-                mixed + row[:, None] * HD + feature[None, :], mask=valid[:, None], other=0.0
-            )
+            output = tl.load(mixed + row[:, None] * HD + feature[None, :], mask=mask, other=0.0)
             accumulate(
                 mine + 3 * square + feature[:, None] * DP + column[None, :],
                 tl.dot(tl.trans(output), d_u, input_precision=PRECISION),

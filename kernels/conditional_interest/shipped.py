@@ -15,7 +15,7 @@ from ..aot import AotCase
 from .backward import backward
 from .forward import forward
 
-_WIDTHS = ((16, 2), (32, 2), (64, 4), (128, 4))  # d, heads; d_f = 4 d
+_WIDTHS = ((16, 2), (32, 2), (64, 4))  # d, heads; d_f = 4 d
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _POINTERS = {
     torch.float32: "*fp32",
