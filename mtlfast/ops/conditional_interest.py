@@ -154,10 +154,10 @@ def _choose(
     num_heads: int,
 ) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        missing = _backend.missing_obstacle(name, device)
+        missing = _backend.missing_obstacle(name, device, ("cpu", "triton"))
         if missing:
             return missing
-        if name != "triton" and not (name == "cpu" and _HAS_CPU_OP):
+        if name == "cpu" and not _HAS_CPU_OP:
             return "this build has no C++ op of that name"
         if activation == torch.float64:
             return "float64 is computed by the reference only"

@@ -13,7 +13,7 @@ import interest_cases
 import pytest
 import tolerance
 import torch
-from gpu import poisoned_memory  # noqa: F401 (a fixture)
+from gpu import on_device, poisoned_memory  # noqa: F401 (a fixture)
 from interest_cases import FLOATING, Case, nan_like
 from torch import Tensor
 
@@ -22,12 +22,6 @@ from mtlfast import ops, reference
 pytestmark = pytest.mark.skipif("triton" not in gpu.BACKENDS, reason="triton is not installed")
 LENGTHS = [[3, 0, 1], [0, 9, 2]]
 needs_gpu = pytest.mark.skipif(not gpu.HAS_GPU, reason="there is no GPU")
-
-
-def on_device(case: Case) -> Case:
-    tensors = {n: t.detach().to(gpu.DEVICE).requires_grad_() for n, t in case.tensors.items()}
-    users = None if case.user_index is None else case.user_index.to(gpu.DEVICE)
-    return replace(case, tensors=tensors, offsets=case.offsets.to(gpu.DEVICE), user_index=users)
 
 
 def make(lengths: Tensor | list[list[int]] = LENGTHS, **options: object) -> Case:
