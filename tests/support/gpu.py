@@ -7,10 +7,12 @@ import sys
 import types
 import unittest
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from interest_cases import Case
 
 from mtlfast import _extension
 
@@ -31,6 +33,13 @@ def opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
         stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
         sys.modules["expecttest"] = stand_in
     torch.library.opcheck(op, arguments)
+
+
+def on_device(case: Case) -> Case:
+    """A case of ``conditional_interest`` where the kernels run."""
+    tensors = {n: t.detach().to(DEVICE).requires_grad_() for n, t in case.tensors.items()}
+    users = None if case.user_index is None else case.user_index.to(DEVICE)
+    return replace(case, tensors=tensors, offsets=case.offsets.to(DEVICE), user_index=users)
 
 
 @pytest.fixture

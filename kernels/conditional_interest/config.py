@@ -1,0 +1,132 @@
+"""Launch configurations: one table, no tuning at run time. Knows nothing of triton.
+
+Chosen by (padded d, dtype, direction) so that nothing spills on compute capabilities 8.0, 9.0 and
+10.0. Ragged lengths never enter: a batch of other lengths runs the same compiled kernels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .layout import Layout
+
+
+class Launch(NamedTuple):
+    """Tile sides and options of one kernel; not every kernel uses all of them."""
+
+    rows: int  # rows of the tile
+    other: int = 0  # keys, queries, pairs (candidate, head) or features in an inner loop
+    hidden: int = 0  # hidden units per block of the FFN
+    warps: int = 4
+    stages: int = 1
+
+
+class Config(NamedTuple):
+    project: Launch
+    attention: Launch
+    queries: Launch
+    encoder: Launch
+    tail: Launch
+    tail_output_backward: Launch
+    tail_input_backward: Launch
+    tail_values_backward: Launch
+    weights_backward: Launch
+    encoder_output_backward: Launch
+    encoder_input_backward: Launch
+    project_backward: Launch
+    attention_queries_backward: Launch
+    attention_keys_backward: Launch
+    tokens_backward: Launch
+    queries_backward: Launch
+
+
+# (padded d, whether products are 16 bits wide) -> what differs from _USUAL.
+_USUAL = Config(
+    project=Launch(64),
+    attention=Launch(64, 32),
+    queries=Launch(64),
+    encoder=Launch(64, 32, 32, 8),
+    tail=Launch(64, 0, 32, 8),
+    tail_output_backward=Launch(64, 0, 32, 8),
+    tail_input_backward=Launch(64, 0, 32, 8),
+    tail_values_backward=Launch(64, 0, 0, 8),
+    weights_backward=Launch(64, 0, 32, 8),
+    encoder_output_backward=Launch(64, 32, 32, 8),
+    encoder_input_backward=Launch(64, 0, 32, 8),
+    project_backward=Launch(64),
+    attention_queries_backward=Launch(64, 32),
+    attention_keys_backward=Launch(64, 32),
+    tokens_backward=Launch(64, 32, 0, 8),
+    queries_backward=Launch(64, 0, 0, 8),
+)
+_TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
+    (16, True): {
+        "encoder": Launch(128, 32, 64, 8),
+        "tail": Launch(128, 0, 64, 8),
+        "tail_output_backward": Launch(128, 0, 64, 8),
+        "tail_input_backward": Launch(128, 0, 64, 8),
+        "tail_values_backward": Launch(64),
+        "weights_backward": Launch(64, 0, 64),
+        "encoder_output_backward": Launch(128, 32, 64, 8),
+        "encoder_input_backward": Launch(128, 0, 64, 8),
+        "tokens_backward": Launch(64, 64),
+        "queries_backward": Launch(64),
+    },
+    (32, True): {
+        "encoder": Launch(64, 32, 64),
+        "tail": Launch(128, 0, 64, 8),
+        "tail_output_backward": Launch(128, 0, 64, 8),
+        "tail_input_backward": Launch(128, 0, 64, 8),
+        "tail_values_backward": Launch(64),
+        "weights_backward": Launch(64, 0, 16, 8),
+        "encoder_output_backward": Launch(64, 16, 64),
+        "encoder_input_backward": Launch(128, 0, 64, 8),
+        "tokens_backward": Launch(64, 64),
+    },
+    (64, True): {
+        "encoder": Launch(32, 64, 32),
+        "tail": Launch(64, 0, 16, 8),
+        "tail_output_backward": Launch(64, 0, 16, 8),
+        "tail_input_backward": Launch(64, 0, 32, 8),
+        "weights_backward": Launch(32, 0, 32),
+        "encoder_output_backward": Launch(32, 32, 16, 8),
+    },
+    (16, False): {
+        "tail_output_backward": Launch(32, 0, 32, 8),
+        "project_backward": Launch(64, 0, 0, 8),
+        "tokens_backward": Launch(64, 64, 0, 8),
+        "queries_backward": Launch(64),
+    },
+    (32, False): {
+        "tail_input_backward": Launch(32, 0, 32, 8),
+        "encoder_output_backward": Launch(32, 32, 32, 8),
+        "encoder_input_backward": Launch(32, 0, 32, 8),
+        "tokens_backward": Launch(32, 32, 0, 8),
+        "queries_backward": Launch(64),
+    },
+    (64, False): {
+        "encoder": Launch(32, 32, 32, 8),
+        "tail": Launch(32, 0, 32, 8),
+        "tail_input_backward": Launch(32, 0, 32, 8),
+        "tail_values_backward": Launch(32, 0, 0, 8),
+        "encoder_output_backward": Launch(16, 16, 32, 8),
+        "encoder_input_backward": Launch(32, 0, 32, 8),
+        "project_backward": Launch(64, 0, 0, 8),
+        "tokens_backward": Launch(32, 32, 0, 8),
+    },
+}
+
+
+def config(layout: Layout, dtype: str, capability: int) -> Config:
+    """The table. ``dtype`` is that of the products: "float32", "bfloat16" or "float16".
+
+    ``capability`` is the compute capability times ten; so far one table serves all.
+    """
+    found = _USUAL._replace(**_TABLE[layout.dp, dtype != "float32"])
+    fitted = (launch._replace(hidden=min(launch.hidden, layout.fp)) for launch in found)
+    found = Config(*fitted)
+    pairs = {
+        name: getattr(found, name)._replace(other=max(getattr(found, name).other, layout.hp))
+        for name in ("encoder", "encoder_output_backward")
+    }
+    return found._replace(**pairs)

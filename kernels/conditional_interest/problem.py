@@ -1,0 +1,212 @@
+"""Sizes, helper tensors and launches that forward and backward share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..interpreter import repair
+from .config import Config, Launch, config
+from .decoder import absorb_queries
+from .layout import Layout
+from .parameters import pack_parameters
+from .segments import find_segments
+
+if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    repair()
+
+_SEGMENT_BLOCK, _PACK_BLOCK = 128, 1024
+
+
+Run = Callable[..., None]  # kernel, grid, its arguments
+
+
+def launch_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    kernel[grid](*arguments, **constants)
+
+
+class Problem:
+    """Sizes and helper tensors that forward and backward share."""
+
+    def __init__(
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        num_behaviors: int,
+        target: Tensor,
+        user_index: Tensor | None,
+        parameters: Sequence[Tensor],
+        num_heads: int,
+        run: Run,
+        capability: int,
+    ) -> None:
+        self.run = run
+        self.values, self.target = values, target
+        self.offsets = offsets.contiguous()
+        self.parameters = [parameter.contiguous() for parameter in parameters]
+        scale, hidden = parameters[16], parameters[4]
+        self.layout = Layout(values.shape[1], hidden.shape[0], num_heads)
+        self.num_tokens, self.num_candidates = values.shape[0], target.shape[0]
+        self.num_tasks, self.num_behaviors = scale.shape[0], num_behaviors
+        self.num_segments = offsets.shape[0] - 1
+        self.num_users = self.num_segments // num_behaviors
+        self.dtype = values.dtype
+        self.config: Config = config(
+            self.layout, str(values.dtype).removeprefix("torch."), capability
+        )
+        self.query_scale = 1.0 / math.sqrt(values.shape[1] // num_heads)
+        self.precision = _precision(values)
+        self.shared = user_index is not None
+        # Kernels that do not read them still want pointers.
+        self.order = self.users = self.candidate_begin = self.offsets
+        if user_index is not None:
+            # The candidate list: by user, so that the tokens a tile attends to lie together.
+            self.users, self.order = torch.sort(user_index, stable=True)
+            users = torch.arange(self.num_users + 1, device=user_index.device)
+            self.candidate_begin = torch.searchsorted(self.users, users)
+
+    @property
+    def empty(self) -> bool:
+        return self.num_candidates == 0 or self.num_users == 0
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.values.new_empty(shape, dtype=dtype or self.dtype)
+
+    def floats(self, *shape: int) -> Tensor:
+        return self.new(*shape, dtype=torch.float32)
+
+    def constants(self, *names: str, **others: Any) -> dict[str, Any]:
+        known = {
+            **self.layout.constants(),
+            "DF": self.layout.d_f,
+            "HD": self.layout.head_columns,
+            "PRECISION": self.precision,
+            "SHARED": self.shared,
+        }
+        return {name: known[name] for name in names} | others
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return self.values.stride(0), self.values.stride(1)
+
+    @property
+    def target_strides(self) -> tuple[int, int]:
+        return self.target.stride(0), self.target.stride(1)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        return (
+            self.num_candidates,
+            self.num_users,
+            self.num_behaviors,
+            self.num_tasks,
+            self.num_tokens,
+        )
+
+    @property
+    def num_vectors(self) -> int:
+        return self.layout.packed_vectors(self.num_tasks, self.num_behaviors)
+
+    # ---- launches that both directions need ----
+
+    def segments(self) -> Tensor:
+        """[N]: the segment of every token, -1 where no candidate refers to its user."""
+        kind = torch.int32 if self.num_segments < 1 << 31 else torch.int64
+        segments = self.new(self.num_tokens, dtype=kind)
+        self.run(
+            find_segments,
+            (triton.cdiv(self.num_tokens, _SEGMENT_BLOCK),),
+            self.offsets,
+            self.candidate_begin,
+            segments,
+            self.num_tokens,
+            self.num_segments,
+            self.num_users,
+            max(self.num_segments - 1, 0).bit_length(),
+            SHARED=self.shared,
+            BLOCK=_SEGMENT_BLOCK,
+        )
+        return segments
+
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """The parameters in the kernels' layout: matrices in the products' dtype, vectors."""
+        size = self.layout.packed_matrices()
+        matrices, vectors = self.new(size), self.floats(self.num_vectors)
+        self.run(
+            pack_parameters,
+            (triton.cdiv(size + self.num_vectors, _PACK_BLOCK),),
+            *self.parameters,
+            matrices,
+            vectors,
+            self.num_tasks * self.num_behaviors,
+            self.num_vectors,
+            **self.constants("D", "DF", "H", "DP", "HP", "DHP", "FP", BLOCK=_PACK_BLOCK),
+        )
+        return matrices, vectors
+
+    def queries(self, matrices: Tensor) -> Tensor:
+        """[B, H, DP]: the decoder's queries absorbed into its key projection."""
+        launch = self.config.queries
+        queries = self.new(self.num_candidates, self.layout.heads, self.layout.dp)
+        self.run(
+            absorb_queries,
+            (triton.cdiv(self.num_candidates, launch.rows),),
+            self.target,
+            self.order,
+            matrices,
+            queries,
+            *self.target_strides,
+            self.num_candidates,
+            self.query_scale,
+            **self.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
+            ROWS=launch.rows,
+            **options(launch),
+        )
+        return queries
+
+
+def options(launch: Launch) -> dict[str, int]:
+    return {"num_warps": launch.warps, "num_stages": launch.stages}
+
+
+def _precision(values: Tensor) -> str:
+    """float32 products are exact unless torch was asked for TF32."""
+    tf32 = values.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if tf32 and values.dtype == torch.float32 else "ieee"
+
+
+@cache
+def _device_capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def capability_of(values: Tensor) -> int:
+    """Compute capability times ten; what is interpreted runs the table of 9.0."""
+    return _device_capability(values.device.index) if values.is_cuda else 90
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def most_programs(values: Tensor) -> int:
+    """How many programs sum weight gradients, each in memory of its own."""
+    if not values.is_cuda:
+        return 3  # interpreted: few, so that each has several tiles to sum
+    return 2 * _multiprocessors(values.device.index)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    # Triton launches on the current device, which need not be that of the tensors.
+    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
