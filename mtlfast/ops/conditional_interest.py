@@ -75,7 +75,7 @@ def conditional_interest(
         RuntimeError: a gradient of a gradient is taken on a fused backend.
     """
     check_arguments(sequences, target, weights, scale, shift, num_heads, eps, user_index)
-    parameters = (*weights[0], *weights[1], scale, shift)
+    parameters: tuple[Tensor, ...] = (*weights[0], *weights[1], scale, shift)
     device = target.device.type
     activation, compute = activation_and_compute_dtype(
         (sequences.values, target), parameters, target.device
@@ -136,7 +136,7 @@ def _explain(
     backend: str = "auto",
 ) -> _backend.Explanation:
     check_arguments(sequences, target, weights, scale, shift, num_heads, eps, user_index)
-    parameters = (*weights[0], *weights[1], scale, shift)
+    parameters: tuple[Tensor, ...] = (*weights[0], *weights[1], scale, shift)
     activation, _ = activation_and_compute_dtype(
         (sequences.values, target), parameters, target.device
     )
