@@ -18,6 +18,7 @@ import mtlfast
 from . import allocator
 
 _HERE = Path(__file__).resolve().parent
+_ROOT = _HERE.parent
 _PACKAGE = Path(mtlfast.__file__).resolve().parent
 
 
@@ -58,15 +59,21 @@ def commit() -> str:
 
 
 @functools.cache
-def fingerprint() -> str:
-    """Changes whenever something that is timed changes: a row with another one is out of date."""
+def fingerprint(stem: str) -> str:
+    """Changes when something that ``stem`` times changes: rows with another one are out of date.
+
+    An op is what its own files and the common ones say; a training step is all of the package.
+    """
     digest = hashlib.sha256(torch.__version__.encode())
-    folders = [_PACKAGE / name for name in ("lib", "ops", "reference", "nn", "heads", "models")]
-    files = [_HERE / "interest.py", _HERE / "inputs.py", _HERE / "timing.py"]
-    files += sorted((_HERE / "baselines").rglob("*.py"))
-    for folder in folders:
-        files += sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".so"))
-    for file in files:
+    files = {_HERE / "interest.py", _HERE / "inputs.py", _HERE / "timing.py", _ROOT / "setup.py"}
+    whole = stem.endswith("_training")
+    folders = ("ops", "reference", "nn", "heads", "interactions", "models")
+    for folder in (_HERE / "baselines", *(_PACKAGE / name for name in folders)):
+        own = (f"{stem}.py", f"{stem}/*.py", "_native.py", "_backend.py")
+        files |= {p for pattern in (("**/*.py",) if whole else own) for p in folder.glob(pattern)}
+    for folder in (_ROOT / "csrc" / "common", _ROOT / "csrc" if whole else _ROOT / "csrc" / stem):
+        files |= {p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")}
+    for file in sorted(files):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

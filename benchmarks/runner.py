@@ -111,13 +111,14 @@ def _rows_of(job: Job, mode: str, threads: int, store: Store) -> list[Row]:
 def _complete(rows: list[Row], job: Job) -> bool:
     """Whether these rows are all that the job asks for, measured with today's code."""
     names = {row["backend"] for row in rows}
-    current = all(row["fingerprint"] == fingerprint() for row in rows)
+    current = all(row["fingerprint"] == fingerprint(job.case.stem) for row in rows)
     return bool(rows) and current and (not job.backends or names >= set(job.backends))
 
 
 def _stamp(row: Row) -> Row:
     now = environment()
-    return row | {"date": now["date"], "commit": now["commit"], "fingerprint": fingerprint()}
+    code = fingerprint(row["case"]["stem"])
+    return row | {"date": now["date"], "commit": now["commit"], "fingerprint": code}
 
 
 def _with_old_memory(rows: list[Row], store: Store) -> list[Row]:

@@ -70,7 +70,7 @@ def test_rows_of_other_code_are_measured_again(
     tmp_path: Path, workers: Workers, monkeypatch
 ) -> None:
     _run(tmp_path)
-    monkeypatch.setattr(runner, "fingerprint", lambda: "changed")
+    monkeypatch.setattr(runner, "fingerprint", lambda stem: "changed")
     assert {row["fingerprint"] for row in _run(tmp_path)} == {"changed"}
 
 
