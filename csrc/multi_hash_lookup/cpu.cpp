@@ -125,14 +125,25 @@ struct HashArguments {
     h.first_hash = first_hash;
     h.num_codewords = static_cast<uint64_t>(num_codewords);
     h.siphash = siphash;
+    check_values(h);
+  }
+  HashArguments(const HashArguments&) = delete;
+
+  // The text is made only where it is needed: making it costs more than the lookup.
+  static void check_values(const Hashing& h) {
+    int64_t signs = 0;
+    for (int64_t b = 0; b < h.batch; ++b)
+      for (int64_t f = 0; f < h.num_fields; ++f)
+        signs |= h.ids[b * h.stride_sample + f * h.stride_field];
+    if (signs >= 0) return;
     for (int64_t b = 0; b < h.batch; ++b)
       for (int64_t f = 0; f < h.num_fields; ++f) {
         const int64_t id = h.ids[b * h.stride_sample + f * h.stride_field];
-        require(id >= 0, "ids: expected no negative id, found ids[" + std::to_string(b) + ", " +
+        if (id < 0)
+          require(false, "ids: expected no negative id, found ids[" + std::to_string(b) + ", " +
                              std::to_string(f) + "] = " + std::to_string(id));
       }
   }
-  HashArguments(const HashArguments&) = delete;
 
   static int64_t check_ids(const Tensor& ids) {
     require(ids.scalar_type() == ScalarType::Long, "ids: expected dtype int64");
@@ -420,6 +431,12 @@ bool aligned(const void* data) {
   return reinterpret_cast<uintptr_t>(data) % 64 == 0;
 }
 
+// Whether `out` would sweep the caches, and can be written past them.
+bool streams(const Reduction& r, const Tensor& out) {
+  return r.out_kind == Kind::float32 && r.out_stride % kFloats == 0 && aligned(r.out) &&
+         out.numel() * 4 >= kStreamedBytes;
+}
+
 Tensor dense_gradient(const BackwardArguments& arguments, const Tensor& codebook) {
   const std::vector<int64_t> shape(codebook.sizes().begin(), codebook.sizes().end());
   if (arguments.lookup.hashing.batch == 0) return torch::stable::new_zeros(codebook, shape);
@@ -429,8 +446,7 @@ Tensor dense_gradient(const BackwardArguments& arguments, const Tensor& codebook
   r.out = out.mutable_data_ptr();
   r.out_kind = arguments.lookup.kind;
   r.out_stride = arguments.lookup.width;
-  r.stream = r.out_kind == Kind::float32 && r.out_stride % kFloats == 0 && aligned(r.out) &&
-             out.numel() * 4 >= kStreamedBytes;
+  r.stream = streams(r, out);
   gradient.run();
   return out;
 }
@@ -473,6 +489,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sparse(
   r.out = values.mutable_data_ptr();
   r.out_kind = l.kind;
   r.out_stride = l.width;
+  r.stream = streams(r, values);
   gradient->run();
   const auto n = static_cast<int64_t>(l.hashing.num_codewords);
   std::fill(books, numbers, 0);

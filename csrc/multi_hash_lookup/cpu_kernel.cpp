@@ -52,36 +52,81 @@ struct BlockOfWords {
   }
 };
 
-void hash_block(const Hashing& h, int64_t block, uint32_t* indices, uint64_t* scratch) {
-  uint64_t* keys = scratch;
-  uint64_t* of_first = scratch + h.num_fields * kBlock;  // every field as the first of a cross
-  const int64_t first = block * kBlock;
-  const int64_t count = h.batch - first < kBlock ? h.batch - first : kBlock;
-  for (int64_t f = 0; f < h.num_fields; ++f) {
-    alignas(64) uint64_t values[kBlock] = {};
-    const int64_t* id = h.ids + first * h.stride_sample + f * h.stride_field;
-    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<uint64_t>(id[i * h.stride_sample]);
-    BlockOfWords b = BlockOfWords::load(values);
-    for (int i = 0; i < kVectors; ++i) b.v[i] = hash::key<Words>(static_cast<uint64_t>(f), b.v[i]);
-    b.store(keys + f * kBlock);
+// Hashes one block of samples, a few crosses at a time, so that this work fits between other work.
+class Hasher {
+ public:
+  Hasher(const Hashing& hashing, uint64_t* scratch)
+      : h_(hashing), keys_(scratch), of_first_(scratch + hashing.num_fields * kBlock) {}
+
+  void start(int64_t block) {
+    const int64_t first = block * kBlock;
+    const int64_t count = h_.batch - first < kBlock ? h_.batch - first : kBlock;
+    for (int64_t f = 0; f < h_.num_fields; ++f) {
+      alignas(64) uint64_t values[kBlock] = {};
+      const int64_t* id = h_.ids + first * h_.stride_sample + f * h_.stride_field;
+      for (int64_t i = 0; i < count; ++i)
+        values[i] = static_cast<uint64_t>(id[i * h_.stride_sample]);
+      BlockOfWords b = BlockOfWords::load(values);
+      for (int i = 0; i < kVectors; ++i)
+        b.v[i] = hash::key<Words>(static_cast<uint64_t>(f), b.v[i]);
+      b.store(keys_ + f * kBlock);
+    }
+    function_ = 0;
+    start_function();
   }
-  for (int64_t s = 0; s < h.num_hashes; ++s) {
+
+  // The next `count` crosses: put(indices) for each, in order.
+  template <class Put>
+  MTLFAST_INLINE void advance(int64_t count, Put put) {
+    BlockOfWords hashed = BlockOfWords::load(prefix_);
+    for (; count > 0; --count) {
+      if (cross_ == group_end_) {
+        if (group_ + 1 < h_.num_groups) {
+          start_group(group_ + 1);
+        } else {
+          ++function_;
+          start_function();
+        }
+        hashed = BlockOfWords::load(prefix_);
+      }
+      const BlockOfWords key = BlockOfWords::load(keys_ + h_.last[cross_++] * kBlock);
+      put(hashed.cross(key).index(h_.num_codewords));
+    }
+  }
+
+ private:
+  void start_function() {
     BlockOfWords seed;
     for (int i = 0; i < kVectors; ++i)
-      seed.v[i] = Words{} + hash::seed(static_cast<uint64_t>(h.first_hash + s));
-    for (int64_t f = 0; f < h.num_fields; ++f)
-      seed.cross(BlockOfWords::load(keys + f * kBlock)).store(of_first + f * kBlock);
-    for (int64_t g = 0; g < h.num_groups; ++g) {
-      const int32_t* prefix = h.prefix + g * (h.order - 1);
-      BlockOfWords hashed = BlockOfWords::load(of_first + prefix[0] * kBlock);
-      if (h.order == 3) hashed = hashed.cross(BlockOfWords::load(keys + prefix[1] * kBlock));
-      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
-        const BlockOfWords key = BlockOfWords::load(keys + h.last[p] * kBlock);
-        hashed.cross(key).index(h.num_codewords).store_indices(indices + p * kBlock);
-      }
-    }
-    indices += h.num_crosses * kBlock;
+      seed.v[i] = Words{} + hash::seed(static_cast<uint64_t>(h_.first_hash + function_));
+    for (int64_t f = 0; f < h_.num_fields; ++f)
+      seed.cross(BlockOfWords::load(keys_ + f * kBlock)).store(of_first_ + f * kBlock);
+    start_group(0);
   }
+  void start_group(int64_t group) {
+    group_ = group;
+    cross_ = h_.begin[group];
+    group_end_ = h_.begin[group + 1];
+    const int32_t* prefix = h_.prefix + group * (h_.order - 1);
+    BlockOfWords hashed = BlockOfWords::load(of_first_ + prefix[0] * kBlock);
+    if (h_.order == 3) hashed = hashed.cross(BlockOfWords::load(keys_ + prefix[1] * kBlock));
+    hashed.store(prefix_);
+  }
+
+  const Hashing& h_;
+  uint64_t *keys_, *of_first_;  // of every field; of_first: as the first of a cross
+  alignas(64) uint64_t prefix_[kBlock] = {};
+  int64_t function_ = 0, group_ = 0;
+  int32_t cross_ = 0, group_end_ = 0;
+};
+
+void hash_block(const Hashing& h, int64_t block, uint32_t* indices, uint64_t* scratch) {
+  Hasher hasher(h, scratch);
+  hasher.start(block);
+  hasher.advance(h.elements(), [&](const BlockOfWords& index) {
+    index.store_indices(indices);
+    indices += kBlock;
+  });
 }
 
 void siphash_block(const Hashing& h, int64_t block, uint32_t* indices, unsigned char* scratch) {
@@ -123,14 +168,6 @@ void siphash_block(const Hashing& h, int64_t block, uint32_t* indices, unsigned 
   }
 }
 
-MTLFAST_INLINE void any_hash_block(const Hashing& h, int64_t block, uint32_t* indices,
-                                   void* scratch) {
-  if (h.siphash)
-    siphash_block(h, block, indices, static_cast<unsigned char*>(scratch));
-  else
-    hash_block(h, block, indices, static_cast<uint64_t*>(scratch));
-}
-
 // ---- rows ----
 
 template <class Part>
@@ -167,42 +204,103 @@ MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
   }
 }
 
-// Walks through the samples of blocks [begin, end): body(sample, indices, ahead) with the indices
-// of its elements, kBlock apart, and those of the elements to fetch in the meantime: the next
-// sample's, or a few elements later where a whole sample's codewords do not fit into a near cache.
-constexpr int64_t kNearBytes = 256 << 10;
+// The indices of samples, one sample behind the other; the next block's are made bit by bit while
+// the present block's codewords are on their way, so that neither waits for the other.
+class Walk {
+ public:
+  Walk(const Lookup& l, int64_t begin, int64_t end, char* scratch)
+      : h_(l.hashing),
+        end_(end),
+        elements_(h_.elements()),
+        current_(reinterpret_cast<uint32_t*>(scratch)),
+        next_(current_ + index_bytes(h_) / 4),
+        siphash_(next_ + index_bytes(h_) / 4),
+        scratch_(siphash_ + (h_.siphash ? elements_ * kBlock : 0)),
+        hasher_(h_, static_cast<uint64_t*>(scratch_)) {
+    // What is only read to fetch ahead, after the last sample of all.
+    for (int64_t i = 0; i < kElementsAhead; ++i)
+      current_[elements_ * kBlock + i] = next_[elements_ * kBlock + i] = 0;
+    start(begin);
+    finish();
+    swap();
+  }
 
+  // Starts to make the indices of `block`, which come next.
+  void start(int64_t block) {
+    made_ = block < end_ ? 0 : elements_;
+    credit_ = 0;
+    if (block >= end_) return;
+    if (h_.siphash) {
+      siphash_block(h_, block, siphash_, static_cast<unsigned char*>(scratch_));
+      for (; made_ < elements_; ++made_) put(siphash_ + made_ * kBlock);
+    } else {
+      hasher_.start(block);
+    }
+  }
+  // To be called when `count` codewords of the present block have been used.
+  MTLFAST_INLINE void used(int64_t count) {
+    credit_ += count;
+    if (credit_ >= kBlock * kCrosses) advance();
+  }
+  void finish() { make(elements_ - made_); }
+  // The first indices of the next block behind the present ones.
+  void join() {
+    const int64_t ready = made_ < kElementsAhead ? made_ : kElementsAhead;
+    for (int64_t i = 0; i < ready; ++i) current_[elements_ * kBlock + i] = next_[i];
+  }
+  void swap() {
+    uint32_t* const other = current_;
+    current_ = next_;
+    next_ = other;
+  }
+  const uint32_t* of_sample(int64_t lane) const { return current_ + lane * elements_; }
+
+ private:
+  static constexpr int64_t kCrosses = 4;
+
+  __attribute__((noinline)) void advance() {
+    const int64_t count = credit_ / kBlock;
+    credit_ -= count * kBlock;
+    make(count < elements_ - made_ ? count : elements_ - made_);
+  }
+  MTLFAST_INLINE void make(int64_t count) {
+    hasher_.advance(count, [&](const BlockOfWords& index) {
+      alignas(64) uint32_t lanes[kBlock];
+      index.store_indices(lanes);
+      put(lanes);
+      ++made_;
+    });
+  }
+  MTLFAST_INLINE void put(const uint32_t* lanes) {
+    uint32_t* const to = next_ + made_;
+    for (int64_t lane = 0; lane < kBlock; ++lane) to[lane * elements_] = lanes[lane];
+  }
+
+  const Hashing& h_;
+  const int64_t end_, elements_;
+  uint32_t *current_, *next_, *siphash_;
+  void* scratch_;
+  Hasher hasher_;
+  int64_t made_ = 0, credit_ = 0;
+};
+
+// body(sample, indices of its elements, all indices) for the samples of blocks [begin, end).
 template <class Body>
 MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, char* scratch,
                                 Body body) {
   const Hashing& h = l.hashing;
   if (begin >= end) return;
-  const int64_t size = (h.elements() + kElementsAhead) * kBlock;
-  uint32_t* current = reinterpret_cast<uint32_t*>(scratch);
-  uint32_t* next = current + size;
-  void* hash_memory = next + size;
-  // Never written, only read to fetch ahead.
-  for (int64_t i = h.elements() * kBlock; i < size; ++i) current[i] = next[i] = 0;
-  const bool whole_sample = h.elements() * l.width * bytes_of(l.kind) <= kNearBytes;
-  any_hash_block(h, begin, current, hash_memory);
+  Walk indices(l, begin, end, scratch);
   for (int64_t block = begin; block < end; ++block) {
-    if (block + 1 < end) any_hash_block(h, block + 1, next, hash_memory);
+    indices.start(block + 1);
     const int64_t first = block * kBlock;
     const int64_t count = h.batch - first < kBlock ? h.batch - first : kBlock;
     for (int64_t lane = 0; lane < count; ++lane) {
-      const uint32_t* const indices = current + lane;
-      const uint32_t* ahead = indices;
-      if (l.prefetch && !whole_sample)
-        ahead += kElementsAhead * kBlock;
-      else if (l.prefetch && lane + 1 < count)
-        ahead += 1;
-      else if (l.prefetch && block + 1 < end)
-        ahead = next;
-      body(first + lane, indices, ahead);
+      if (lane + 1 == count) indices.join();
+      body(first + lane, indices.of_sample(lane), indices);
     }
-    uint32_t* const swap = current;
-    current = next;
-    next = swap;
+    indices.finish();
+    indices.swap();
   }
 }
 
@@ -211,23 +309,28 @@ MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, cha
 template <int NV, Kind kKind>
 struct Rows {
   static constexpr int64_t kSize = kKind == Kind::float32 ? 4 : 2;
-  const uint32_t *indices, *ahead;
-  const char* book;
-  int64_t stride, bytes;
+  const uint32_t* indices;
+  const char *book, *book_after;  // that of the next hash function, or of the next sample's first
+  int64_t stride, bytes, ahead, turn;
 
-  MTLFAST_INLINE Rows(const Lookup& l, const uint32_t* indices_, const uint32_t* ahead_,
-                      int64_t s) {
-    const int64_t skip = s * l.hashing.num_crosses * kBlock;
-    indices = indices_ + skip;
-    ahead = ahead_ + skip;
-    book = static_cast<const char*>(l.codebook) + s * l.book_stride * kSize;
+  MTLFAST_INLINE Rows(const Lookup& l, const uint32_t* indices_, int64_t s) {
+    const int64_t crosses = l.hashing.num_crosses;
+    indices = indices_ + s * crosses;
+    const char* const books = static_cast<const char*>(l.codebook);
+    book = books + s * l.book_stride * kSize;
+    book_after = s + 1 < l.hashing.num_hashes ? book + l.book_stride * kSize : books;
     bytes = NV > 0 ? NV * kLanes * kSize : l.width * kSize;
     stride = NV > 0 ? bytes : l.row_stride * kSize;
+    // As many cache lines as one core has in flight.
+    const int64_t rows = kElementsAhead * kLine / (bytes > kLine ? bytes : kLine);
+    ahead = l.prefetch ? (rows > kFewestAhead ? rows : kFewestAhead) : 0;
+    turn = crosses - ahead;
   }
   MTLFAST_INLINE const char* operator()(int64_t p) const {
-    prefetch_row<NV>(book + ahead[p * kBlock] * stride, bytes);
-    return book + indices[p * kBlock] * stride;
+    prefetch_row<NV>((p < turn ? book : book_after) + indices[p + ahead] * stride, bytes);
+    return book + indices[p] * stride;
   }
+  static constexpr int64_t kFewestAhead = 8;
 };
 
 template <int NV>
@@ -246,8 +349,8 @@ MTLFAST_INLINE void add_to(const Columns<NV>& columns, float* p, const Buffer<NV
 // ---- forward ----
 
 template <int NV, Kind kKind, bool kPerMember, bool kWeighted>
-void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, const uint32_t* ahead,
-                    float* out, float* scratch) {
+void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all, float* out,
+                    float* scratch) {
   const Hashing& h = l.hashing;
   const Columns<NV> columns(l.width);
   const int64_t total = l.columns(), buffer = round_up_floats(l.width), order = h.order;
@@ -256,7 +359,7 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, co
   const float* weights = l.pair_weights + sample * l.pair_stride;
   const float* factors = kWeighted ? l.codeword_weights + sample * h.num_crosses * total : nullptr;
   for (int64_t s = 0; s < h.num_hashes; ++s) {
-    const Rows<NV, kKind> rows(l, indices, ahead, s);
+    const Rows<NV, kKind> rows(l, indices, s);
     float* const base = out + s * l.width;
     for (int64_t g = 0; g < h.num_groups; ++g) {
       Buffer<NV> sum(scratch), second(scratch + buffer);
@@ -287,14 +390,15 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, co
       const int32_t* const prefix = h.prefix + g * (order - 1);
       add_to(columns, base + prefix[0] * total, sum);
       if (order == 3) add_to(columns, base + prefix[1] * total, kPerMember ? second : sum);
+      all.used(h.begin[g + 1] - h.begin[g]);
     }
   }
 }
 
 // Without pooling.
 template <Kind kKind>
-void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* indices,
-                             const uint32_t* ahead, float* out) {
+void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all,
+                             float* out) {
   const Hashing& h = l.hashing;
   const Columns<0> columns(l.width);
   const int64_t total = l.columns();
@@ -303,7 +407,7 @@ void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* in
   const float* factors = l.codeword_weights;
   if (factors != nullptr) factors += sample * h.num_crosses * total;
   for (int64_t s = 0; s < h.num_hashes; ++s) {
-    const Rows<0, kKind> rows(l, indices, ahead, s);
+    const Rows<0, kKind> rows(l, indices, s);
     for (int64_t p = 0; p < h.num_crosses; ++p) {
       const char* const row = rows(p);
       const int64_t start = p * total + s * l.width;
@@ -313,6 +417,7 @@ void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* in
         if (factors != nullptr) x *= load_part(factors + start + v * kLanes, part);
         store_part(out + start + v * kLanes, x * weight, part);
       });
+      all.used(1);
     }
   }
 }
@@ -321,19 +426,18 @@ template <int NV, Kind kKind>
 void forward_blocks(const Lookup& l, int64_t begin, int64_t end, float* out, char* scratch) {
   float* const sums = reinterpret_cast<float*>(scratch);
   char* const rest = scratch + 3 * 4 * round_up_floats(l.width);
-  each_sample(l, begin, end, rest,
-              [&](int64_t sample, const uint32_t* indices, const uint32_t* ahead) {
-                if (!l.pool)
-                  forward_sample_unpooled<kKind>(l, sample, indices, ahead, out);
-                else if (l.codeword_weights != nullptr && l.per_member)
-                  forward_sample<NV, kKind, true, true>(l, sample, indices, ahead, out, sums);
-                else if (l.codeword_weights != nullptr)
-                  forward_sample<NV, kKind, false, true>(l, sample, indices, ahead, out, sums);
-                else if (l.per_member)
-                  forward_sample<NV, kKind, true, false>(l, sample, indices, ahead, out, sums);
-                else
-                  forward_sample<NV, kKind, false, false>(l, sample, indices, ahead, out, sums);
-              });
+  each_sample(l, begin, end, rest, [&](int64_t sample, const uint32_t* indices, Walk& all) {
+    if (!l.pool)
+      forward_sample_unpooled<kKind>(l, sample, indices, all, out);
+    else if (l.codeword_weights != nullptr && l.per_member)
+      forward_sample<NV, kKind, true, true>(l, sample, indices, all, out, sums);
+    else if (l.codeword_weights != nullptr)
+      forward_sample<NV, kKind, false, true>(l, sample, indices, all, out, sums);
+    else if (l.per_member)
+      forward_sample<NV, kKind, true, false>(l, sample, indices, all, out, sums);
+    else
+      forward_sample<NV, kKind, false, false>(l, sample, indices, all, out, sums);
+  });
 }
 
 // The number of vectors in a row when there is a kernel for just that number, else 0.
@@ -376,9 +480,8 @@ int fixed_vectors(int64_t width, bool contiguous = true) {
 //   d pair_weights = x . t,  d codeword_weights = weight * codeword * t
 // `sums` holds a vector for every weight of the sample, all zero between calls.
 template <int NV, Kind kKind, bool kPerMember>
-void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* indices,
-                             const uint32_t* ahead, const float* grad, float* d_pair,
-                             float* d_codeword, float* sums) {
+void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all,
+                             const float* grad, float* d_pair, float* d_codeword, float* sums) {
   const Hashing& h = l.hashing;
   const Columns<NV> columns(l.width);
   const int64_t total = l.columns(), order = h.order, members = l.members();
@@ -390,7 +493,7 @@ void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* in
   if (d_codeword != nullptr) d_codeword += sample * h.num_crosses * total;
 
   for (int64_t s = 0; s < h.num_hashes; ++s) {
-    const Rows<NV, kKind> rows(l, indices, ahead, s);
+    const Rows<NV, kKind> rows(l, indices, s);
     const float* const base = grad + s * l.width;
     for (int64_t g = 0; g < h.num_groups; ++g) {
       const int32_t* const prefix = h.prefix + g * (order - 1);
@@ -424,6 +527,7 @@ void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* in
           store(own, load(own) + dot[k]);
         }
       }
+      all.used(h.begin[g + 1] - h.begin[g]);
     }
   }
   const int64_t num_sums = h.num_crosses * count;
@@ -450,12 +554,11 @@ void weight_gradients(const Lookup& l, const float* grad, int64_t begin, int64_t
   float* const sums = reinterpret_cast<float*>(scratch);
   std::memset(sums, 0, sizeof(float) * static_cast<size_t>(num_sums * kLanes));
   char* const rest = scratch + num_sums * kLanes * 4;
-  each_sample(l, begin, end, rest,
-              [&](int64_t sample, const uint32_t* indices, const uint32_t* ahead) {
-                const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true>
-                                                 : weight_gradients_sample<NV, kKind, false>;
-                kernel(l, sample, indices, ahead, grad, d_pair, d_codeword, sums);
-              });
+  each_sample(l, begin, end, rest, [&](int64_t sample, const uint32_t* indices, Walk& all) {
+    const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true>
+                                     : weight_gradients_sample<NV, kKind, false>;
+    kernel(l, sample, indices, all, grad, d_pair, d_codeword, sums);
+  });
 }
 
 // ---- the codebook's gradient ----
@@ -778,7 +881,10 @@ void finish_streams() {
 }  // namespace
 
 void multi_hash_block(const Hashing& hashing, int64_t block, uint32_t* indices, void* scratch) {
-  any_hash_block(hashing, block, indices, scratch);
+  if (hashing.siphash)
+    siphash_block(hashing, block, indices, static_cast<unsigned char*>(scratch));
+  else
+    hash_block(hashing, block, indices, static_cast<uint64_t*>(scratch));
 }
 
 void multi_hash_forward(const Lookup& lookup, int64_t begin, int64_t end, float* out,

@@ -63,16 +63,20 @@ inline int64_t hash_scratch(const Hashing& h) {
   return 2 * h.num_fields * kBlock * 8 + texts;
 }
 // The indices of one block, and some more that are only read to fetch ahead.
-constexpr int64_t kElementsAhead = 24;
+constexpr int64_t kElementsAhead = 32;
 inline int64_t index_bytes(const Hashing& h) {
-  return (h.elements() + kElementsAhead) * kBlock * 4;
+  return round_up_floats(h.elements() * kBlock + kElementsAhead) * 4;
+}
+// Those of two blocks, and what is needed to make them.
+inline int64_t walk_scratch(const Hashing& h) {
+  return 2 * index_bytes(h) + (h.siphash ? index_bytes(h) : 0) + hash_scratch(h);
 }
 inline int64_t forward_scratch(const Lookup& l) {
-  return hash_scratch(l.hashing) + 2 * index_bytes(l.hashing) + 3 * 4 * round_up_floats(l.width);
+  return walk_scratch(l.hashing) + 3 * 4 * round_up_floats(l.width);
 }
 inline int64_t weight_gradients_scratch(const Lookup& l) {
   const int64_t sums = (l.hashing.num_crosses * l.hashing.order + kFloats) * kFloats * 4;
-  return hash_scratch(l.hashing) + 2 * index_bytes(l.hashing) + sums;
+  return walk_scratch(l.hashing) + sums;
 }
 
 // ---- the codebook's gradient: one entry per codeword used, sorted by row ----
@@ -108,7 +112,7 @@ struct Reduction {
   void* out = nullptr;
   Kind out_kind = Kind::float32;
   int64_t out_stride = 0;   // elements between rows
-  bool stream = false;      // dense: `out` is larger than the caches, write past them
+  bool stream = false;      // `out` is larger than the caches: write past them
   int64_t* rows = nullptr;  // compact
   Step step;
 };
