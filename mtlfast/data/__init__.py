@@ -3,6 +3,7 @@
 Knows nothing of ops, modules or models; it only makes :class:`Batch` objects.
 """
 
+from mtlfast.data.aliexpress_source import AliExpressSource
 from mtlfast.data.batch import Batch
 from mtlfast.data.census_source import CensusSource
 from mtlfast.data.event_log import EventLog, read_event_log
@@ -15,6 +16,7 @@ from mtlfast.data.table_source import TableSource
 
 __all__ = [
     "SOURCES",
+    "AliExpressSource",
     "Batch",
     "BatchStream",
     "CensusSource",

@@ -1,22 +1,23 @@
 """Reading Census-Income (KDD) in the publisher's raw format or as parquet.
 
-Raw: no header, 42 columns, comma and blank between them, one person per line; plain, ``.gz`` or
-``.xz``. Parquet: the same columns under the names of :data:`COLUMNS`.
+Raw: no header, 42 columns, comma and blank between them, one person per line; plain, ``.gz``,
+``.xz`` or the only file in a ``.zip``. Parquet: the same columns under the names of
+:data:`COLUMNS`.
 """
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtlfast.data.compressed import ENDINGS, OnError, open_binary
 
 __all__ = ["COLUMNS", "NUMERIC", "CensusTable", "census_files", "read_census"]
 
@@ -77,9 +78,6 @@ NUMERIC = (
 INCOMES = ("- 50000.", "50000+.")
 _WEIGHT = "instance_weight"  # of the survey's sampling; not a feature
 _ROWS_PER_READ = 1 << 14
-_ENDINGS = ("", ".gz", ".xz")
-
-OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def census_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
         ("census-income.data", "train.parquet"),
         ("census-income.test", "test.parquet"),
     ):
-        names = [raw + ending for ending in _ENDINGS] + [parquet]
+        names = [raw + ending for ending in ENDINGS] + [parquet]
         there = [folder / name for name in names if (folder / name).is_file()]
         if not there:
             raise ValueError(f"path: expected one of {names} in {folder}, found none")
@@ -221,16 +219,12 @@ _NUMERIC_PLACES = [COLUMNS.index(name) for name in NUMERIC]
 
 def _raw_rows(path: Path) -> Iterator[tuple[int, list[list[str]]]]:
     """Chunks of rows with the number of their first line; columns without blanks around them."""
-    openers: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
-    opener = openers.get(path.suffix, open)
     first = 1
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace") as file:
-            while lines := list(islice(file, _ROWS_PER_READ)):
-                yield first, [[cell.strip() for cell in line.split(",")] for line in lines]
-                first += len(lines)
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: expected a whole compressed file, found: {error}") from error
+    with open_binary(path) as binary:
+        file = TextIOWrapper(binary, encoding="utf-8", errors="replace")
+        while lines := list(islice(file, _ROWS_PER_READ)):
+            yield first, [[cell.strip() for cell in line.split(",")] for line in lines]
+            first += len(lines)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, list[list[str]]]]:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtlfast.data.aliexpress_source import AliExpressSource
 from mtlfast.data.census_source import CensusSource
 from mtlfast.data.event_log import read_event_log
 from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
+from mtlfast.data.progress import MakeProgress, no_progress
 from mtlfast.data.source import DataSource
 from mtlfast.data.synthetic import ECOMMERCE, TENREC, Shape, SyntheticSource
 
@@ -18,6 +20,7 @@ __all__ = ["SOURCES", "open_source"]
 
 _DESKDROP_CUT = 1_483_228_800  # 2017-01-01 00:00 UTC
 _DATA_FOLDER = "MTLFAST_DATA"
+_NOT_OPTIONS = ("path", "progress")
 
 # What `open_source` understands, with a line of help each.
 SOURCES = {
@@ -26,17 +29,26 @@ SOURCES = {
     "deskdrop:PATH": "parquet event log (file or folder); without PATH $MTLFAST_DATA/deskdrop",
     "census:PATH": "folder with the files of Census-Income (KDD), raw or parquet; 2 tasks, 39 "
     "fields; without PATH $MTLFAST_DATA/census-income-kdd",
+    "aliexpress:PATH": "folder with the files of one country of AliExpress' search log, raw or "
+    "processed; 2 tasks, 79 fields; without PATH $MTLFAST_DATA/aliexpress",
+}
+
+# Folders of fields and labels alone, each with its class and its name below $MTLFAST_DATA.
+_TABLES: dict[str, tuple[Callable[..., DataSource], str]] = {
+    "census": (CensusSource, "census-income-kdd"),
+    "aliexpress": (AliExpressSource, "aliexpress"),
 }
 
 
-def open_source(name: str, **options: Any) -> DataSource:
+def open_source(name: str, *, progress: MakeProgress = no_progress, **options: Any) -> DataSource:
     """Open a data set.
 
     Args:
         name: one of :data:`SOURCES`.
+        progress: shows how far work of more than seconds is.
         options: for the synthetic ones see ``SyntheticSource``; for event logs those of
-            ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for Census-Income
-            see ``CensusSource``.
+            ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for others see
+            ``CensusSource``, ``AliExpressSource``.
 
     Raises:
         ValueError: for an unknown name or option (saying which exist), or for bad data.
@@ -48,9 +60,13 @@ def open_source(name: str, **options: Any) -> DataSource:
         return _synthetic(ECOMMERCE, options)
     if kind == "deskdrop":
         return _deskdrop(rest, options)
-    if kind == "census":
-        _check_options(options, [name for name in _keywords(CensusSource) if name != "path"])
-        return CensusSource(_folder(rest, kind, "census-income-kdd"), **options)
+    if kind in _TABLES:
+        target, folder = _TABLES[kind]
+        known_options = _keywords(target)
+        _check_options(options, [name for name in known_options if name not in _NOT_OPTIONS])
+        if "progress" in known_options:
+            options["progress"] = progress
+        return target(_folder(rest, kind, folder), **options)
     known = "".join(f"\n  {source:20} {text}" for source, text in SOURCES.items())
     raise ValueError(f"data source: expected one of{known}\nfound {name!r}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mtlfast.training.checkpoint import CheckpointError, find_checkpoint, load_c
 from mtlfast.training.config import TrainConfig, changed_keys, expand
 from mtlfast.training.loop import Trainer, check_spec, load_weights
 from mtlfast.training.metrics import mean_auc
+from mtlfast.training.progress import Progress
 
 __all__ = [
     "evaluate_checkpoint",
@@ -27,12 +29,13 @@ __all__ = [
 ]
 
 
-def make_source(config: TrainConfig) -> DataSource:
-    """The data source that ``config`` names."""
+def make_source(config: TrainConfig, *, quiet: bool = False) -> DataSource:
+    """The data source that ``config`` names; without ``quiet``, long work shows a progress bar."""
     options = dict(config.data_options)
     if config.on_error != "raise":
         options["on_error"] = config.on_error
-    return open_source(expand(config.data), **options)
+    progress = partial(Progress, delay=1.0, quiet=quiet)
+    return open_source(expand(config.data), progress=progress, **options)
 
 
 def make_model(config: TrainConfig, spec: DatasetSpec) -> nn.Module:
@@ -45,7 +48,7 @@ def start_training(config: TrainConfig, run_dir: str | Path, *, quiet: bool = Fa
     """A trainer at step 0."""
     from lightning_fabric import seed_everything
 
-    source = make_source(config)
+    source = make_source(config, quiet=quiet)
     seed_everything(config.seed, verbose=False)
     return Trainer(config, source, make_model(config, source.spec), run_dir, quiet=quiet)
 
@@ -118,7 +121,7 @@ def evaluate_checkpoint(
     content = load_checkpoint(file)
     stored = _stored_config(content, file)
     config = TrainConfig.from_dict({**stored.to_dict(), **(overrides or {})}, "settings")
-    source = make_source(config)
+    source = make_source(config, quiet=quiet)
     check_spec(content, source.spec, file)
     model = make_model(config, source.spec)
     load_weights(model, content, file)

@@ -15,10 +15,21 @@ class Progress:
         total: samples of the whole run.
         done: samples behind us already (a resumed run).
         label: shown in front.
+        unit: what is counted.
+        delay: seconds before it shows at all.
         quiet: show nothing.
     """
 
-    def __init__(self, total: int, *, done: int = 0, label: str = "", quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        label: str = "",
+        unit: str = " samples",
+        delay: float = 0.0,
+        quiet: bool = False,
+    ) -> None:
         from tqdm import tqdm
 
         live = sys.stderr.isatty()
@@ -26,8 +37,9 @@ class Progress:
             total=total,
             initial=done,
             desc=label,
-            unit=" samples",
+            unit=unit,
             unit_scale=True,
+            delay=delay,
             dynamic_ncols=live,
             ncols=None if live else 100,
             mininterval=0.2 if live else 5.0,
@@ -38,7 +50,7 @@ class Progress:
         )
 
     def advance(self, samples: int) -> None:
-        """Count ``samples`` more."""
+        """Count ``samples`` (or whatever is counted) more."""
         self._bar.update(samples)
 
     def show(self, **values: float) -> None:

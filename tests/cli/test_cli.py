@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from aliexpress_rows import write_raw
 
 from mtlfast import cli
 from mtlfast.commands import checkout, demo
@@ -264,3 +265,32 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     steps = int(log.read_text().splitlines()[-1].split(",")[0])
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert names == [f"step-{steps:09d}.pt"]
+
+
+SMALL_DTN = ["embed_dim=4", "output_dim=8", "interactions=[{name: gdcn}, {name: masknet}]"]
+
+
+def train_dtn(data: str, folder: Path, *more: str) -> int:
+    """20 steps in this process, with a cache of their own."""
+    return cli.main(
+        [
+            "train", "--model", "dtn", "--data", data, "--data-options",
+            f"cache={folder / 'cache'}", "--model-options", *SMALL_DTN, "--batch-size", "16",
+            "--max-steps", "20", "--epochs", "9", "--accelerator", "cpu", "--threads", "1",
+            "--run-dir", str(folder / "run"), "--no-tensorboard", *more,
+        ]
+    )  # fmt: skip
+
+
+def test_dtn_on_raw_aliexpress_files(tmp_path, capsys):
+    pytest.importorskip("pyarrow", reason="tables are kept as parquet")
+    write_raw(tmp_path / "AliExpress_NL", pages=30)
+    path = tmp_path / "AliExpress_NL" / "NL_item_train.csv"
+    path.write_text("1,2,3\n" + path.read_text())
+    assert train_dtn(f"aliexpress:{path.parent}", tmp_path) != 0
+    assert "NL_item_train.csv, line 1: expected 49 columns, found 3" in capsys.readouterr().err
+    assert train_dtn(f"aliexpress:{path.parent}", tmp_path, "--on-error", "skip") == 0
+    assert "1 malformed rows skipped" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["conversion"]["samples"] == 45
+    assert len(curve(tmp_path / "run")) == 1 + 2

@@ -1,0 +1,1 @@
+"""Large published tables: their formats, and the cache that batches are read from."""
