@@ -40,6 +40,8 @@ class Workload(Protocol):
 def held_bytes(result: Any) -> int:
     """Bytes of the tensors in ``result``: the outputs and gradients of a call."""
     if isinstance(result, Tensor):
+        if result.is_sparse:
+            return result._indices().nbytes + result._values().nbytes
         return result.nbytes
     if isinstance(result, dict):
         return sum(map(held_bytes, result.values()))
