@@ -3,6 +3,7 @@
 Knows nothing of ops, modules or models; it only makes :class:`Batch` objects.
 """
 
+from mtlfast.data.aliccp_source import AliCCPSource
 from mtlfast.data.aliexpress_source import AliExpressSource
 from mtlfast.data.batch import Batch
 from mtlfast.data.census_source import CensusSource
@@ -16,6 +17,7 @@ from mtlfast.data.table_source import TableSource
 
 __all__ = [
     "SOURCES",
+    "AliCCPSource",
     "AliExpressSource",
     "Batch",
     "BatchStream",

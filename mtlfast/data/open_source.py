@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtlfast.data.aliccp_source import AliCCPSource
 from mtlfast.data.aliexpress_source import AliExpressSource
 from mtlfast.data.census_source import CensusSource
 from mtlfast.data.event_log import read_event_log
@@ -31,12 +32,15 @@ SOURCES = {
     "fields; without PATH $MTLFAST_DATA/census-income-kdd",
     "aliexpress:PATH": "folder with the files of one country of AliExpress' search log, raw or "
     "processed; 2 tasks, 79 fields; without PATH $MTLFAST_DATA/aliexpress",
+    "aliccp:PATH": "folder with the files of Ali-CCP, raw or processed; 2 tasks, 18 to 31 fields; "
+    "without PATH $MTLFAST_DATA/aliccp",
 }
 
 # Folders of fields and labels alone, each with its class and its name below $MTLFAST_DATA.
 _TABLES: dict[str, tuple[Callable[..., DataSource], str]] = {
     "census": (CensusSource, "census-income-kdd"),
     "aliexpress": (AliExpressSource, "aliexpress"),
+    "aliccp": (AliCCPSource, "aliccp"),
 }
 
 
@@ -48,7 +52,7 @@ def open_source(name: str, *, progress: MakeProgress = no_progress, **options: A
         progress: shows how far work of more than seconds is.
         options: for the synthetic ones see ``SyntheticSource``; for event logs those of
             ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for others see
-            ``CensusSource``, ``AliExpressSource``.
+            ``CensusSource``, ``AliExpressSource``, ``AliCCPSource``.
 
     Raises:
         ValueError: for an unknown name or option (saying which exist), or for bad data.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from aliexpress_rows import write_raw
+from aliccp_rows import write_raw as write_aliccp
+from aliexpress_rows import write_raw as write_aliexpress
 
 from mtlfast import cli
 from mtlfast.commands import checkout, demo
@@ -284,7 +285,7 @@ def train_dtn(data: str, folder: Path, *more: str) -> int:
 
 def test_dtn_on_raw_aliexpress_files(tmp_path, capsys):
     pytest.importorskip("pyarrow", reason="tables are kept as parquet")
-    write_raw(tmp_path / "AliExpress_NL", pages=30)
+    write_aliexpress(tmp_path / "AliExpress_NL", pages=30)
     path = tmp_path / "AliExpress_NL" / "NL_item_train.csv"
     path.write_text("1,2,3\n" + path.read_text())
     assert train_dtn(f"aliexpress:{path.parent}", tmp_path) != 0
@@ -294,3 +295,13 @@ def test_dtn_on_raw_aliexpress_files(tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["metrics"]["conversion"]["samples"] == 45
     assert len(curve(tmp_path / "run")) == 1 + 2
+
+
+@pytest.mark.parametrize("preset", ["rechub", "aitm"])
+def test_dtn_on_raw_aliccp_files(tmp_path, preset):
+    pytest.importorskip("pyarrow", reason="tables are kept as parquet")
+    write_aliccp(tmp_path / "raw")
+    options = ["--data-options", f"cache={tmp_path / 'cache'}", f"preset={preset}", "part=test"]
+    assert train_dtn(f"aliccp:{tmp_path / 'raw'}", tmp_path, *options) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["click"]["samples"] == 15

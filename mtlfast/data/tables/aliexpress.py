@@ -51,7 +51,7 @@ def aliexpress_format(path: str | os.PathLike[str], country: str | None = None) 
     folder = Path(path)
     raw = _countries(folder)
     if not raw and country is None:
-        return _Processed(table_files(folder, "aliexpress"))
+        return _Processed(table_files(folder, "aliexpress", "aliexpress"))
     if not raw or (country is not None and country.lower() not in raw):
         raise ValueError(
             f"country: expected one of {sorted(raw)} in {folder}, found {country!r}"

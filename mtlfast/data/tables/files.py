@@ -28,20 +28,24 @@ def only_file(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def table_files(folder: Path, prefix: str) -> dict[FilePart, tuple[Path, ...]]:
+def table_files(folder: Path, prefix: str, example: str) -> dict[FilePart, tuple[Path, ...]]:
     """Processed tables, one per part: ``train.csv``, or ``{prefix}*train*.csv``; likewise ``test``,
-    and ``val`` where there is one.
+    and ``val`` or ``dev`` where there is one.
+
+    Args:
+        prefix: a regular expression.
+        example: a name that it matches, for messages.
 
     Raises:
         ValueError: if train or test are missing, or more than one file fits.
     """
     files: dict[FilePart, tuple[Path, ...]] = {}
-    words: dict[FilePart, str] = {"train": "train", "validation": "val", "test": "test"}
+    words: dict[FilePart, str] = {"train": "train", "validation": "val|dev", "test": "test"}
     for part, word in words.items():
-        found = _matching(folder, rf"(?:{prefix}\w*)?{word}(?:_\w+)?")
+        found = _matching(folder, rf"(?:(?:{prefix})[\w.]*)?(?:{word})(?:_\w+)?")
         if len(found) > 1 or (not found and part != "validation"):
             raise ValueError(
-                f"path: expected one file {word}.csv or {prefix}_{word}.csv (or "
+                f"path: expected one file {word}.csv or {example}_{word}.csv (or "
                 f"{', '.join(ENDINGS[1:])}) in {folder}, "
                 f"found {[file.name for file in found] or 'none'}"
             )
