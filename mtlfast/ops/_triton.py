@@ -1,4 +1,4 @@
-"""Registers a pair of Triton launches as ops that compilers see as one opaque call each."""
+"""Registers Triton launches as ops that compilers see as one opaque call each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from . import _backend
 
 # Everything registered lives as long as this.
 _library = torch.library.Library("mtlfast", "FRAGMENT")
@@ -24,22 +26,28 @@ def define(stem: str, forward_schema: str, backward_schema: str) -> str:
     Returns:
         The name that :func:`~._native.differentiable` takes.
     """
-    for way, schema in (("forward", forward_schema), ("backward", backward_schema)):
-        name = f"{stem}_triton_{way}"
-        _library.define(name + schema)
-        launch = _launcher(stem, way)
-        for device in ("CUDA", "CPU"):
-            _library.impl(name, launch, device)
+    define_one(f"{stem}_triton_forward", forward_schema, stem, "forward")
+    define_one(f"{stem}_triton_backward", backward_schema, stem, "backward")
     return f"{stem}_triton"
 
 
-def _launcher(stem: str, way: str) -> Callable[..., Any]:
+def define_one(name: str, schema: str, stem: str, function: str) -> None:
+    """Defines ``mtlfast::<name>``, which runs ``function`` of ``mtlfast.kernels.<stem>``."""
+    _library.define(name + schema)
+    launch = _launcher(stem, function)
+    for device in ("CUDA", "CPU"):
+        _library.impl(name, launch, device)
+
+
+def _launcher(stem: str, function: str) -> Callable[..., Any]:
     found: list[Callable[..., Any]] = []
 
     def launch(*inputs: Any) -> Any:
         if not found:
-            module = importlib.import_module(f"{__package__.rpartition('.')[0]}.kernels.{stem}")
-            found.append(getattr(module, way))
+            kernels = f"{__package__.rpartition('.')[0]}.kernels"
+            if _backend.interpreting():
+                importlib.import_module(f"{kernels}.interpreter").repair()
+            found.append(getattr(importlib.import_module(f"{kernels}.{stem}"), function))
         return found[0](*inputs)
 
     return launch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from ..dtypes import cast
 from ..errors import bad
 from ..reference.multi_hash_lookup import (
     check_hashing,
+    check_ids,
     check_lookup,
     check_num_codewords,
     field_crosses,
@@ -21,7 +23,7 @@ from ..reference.multi_hash_lookup import (
     sparse_rows,
     weighted_sum,
 )
-from . import _backend, _native
+from . import _backend, _native, _triton
 
 
 def multi_hash_indices(
@@ -59,18 +61,23 @@ def multi_hash_indices(
     """
     check_hashing(ids, num_hashes, order, key_fields, hash, first_hash)
     check_num_codewords("num_codewords", num_codewords)
-    if ids.device.type != "cpu" or not _HAS_CPU_OP:
-        return _reference.multi_hash_indices(
-            ids,
-            num_codewords,
-            num_hashes=num_hashes,
-            order=order,
-            key_fields=key_fields,
-            hash=hash,
-            first_hash=first_hash,
-        )
-    return _native_indices(
-        ids, num_codewords, *_hashing(num_hashes, order, key_fields, hash, first_hash)
+    chosen, _ = _choose_indices(ids.device.type, hash)
+    traced = torch.compiler.is_compiling()
+    hashing = _hashing(num_hashes, order, key_fields, hash, first_hash)
+    if chosen == "triton":
+        _check_on_demand(ids)
+        return _triton_indices(ids, num_codewords, *hashing)
+    # Graphs cannot look at the ids; the op can.
+    if chosen == "cpu" or (traced and ids.device.type == "cpu" and _HAS_CPU_OP):
+        return _native_indices(ids, num_codewords, *hashing)
+    return _reference.multi_hash_indices(
+        ids,
+        num_codewords,
+        num_hashes=num_hashes,
+        order=order,
+        key_fields=key_fields,
+        hash=hash,
+        first_hash=first_hash,
     )
 
 
@@ -120,8 +127,10 @@ def multi_hash_lookup(
 
     Nothing of size ``[B, P, m, c]`` is made, forward or backward, but what is asked for. Fused
     backends accumulate in float32 and have first-order gradients for every floating input. The
-    codebook's gradient is summed over entries sorted by row. On CPU, results and gradients have the
-    same bits for any number of threads. float64 runs on the reference.
+    codebook's gradient is summed over entries sorted by row: results and gradients have the same
+    bits in every run, on CPU for any number of threads. float64 runs on the reference. On a GPU ids
+    are not looked at (MTLFAST_CHECK=1 does), nothing is read back but the number of rows of a
+    sparse gradient, and codewords may have up to 1024 columns.
 
     Args:
         ids: int64 ``[B, F]``, not negative, any strides.
@@ -135,7 +144,7 @@ def multi_hash_lookup(
             optimizers that update only the rows in use. Not inside compiled graphs.
         fused_step: called in the backward; what it returns is applied to the codebook in place of a
             gradient (backend "cpu" only; see :class:`mtlfast.nn.FusedAdagrad`).
-        backend: "auto", "cpu" (C++) or "reference"; see :func:`mtlfast.explain`.
+        backend: "auto", "cpu" (C++), "triton" or "reference"; see :func:`mtlfast.explain`.
 
     Returns:
         ``[B, F, num_hashes * c]``, or ``[B, P, num_hashes * c]`` with ``pool=False``, in the
@@ -160,7 +169,7 @@ def multi_hash_lookup(
     )
     tensors = [t for t in (codebook, pair_weights, codeword_weights) if t is not None]
     dtype = output_dtype(codebook, pair_weights, codeword_weights)
-    chosen, reason = _choose(backend, ids.device.type, tensors)
+    chosen, reason = _choose(backend, ids.device.type, hash, tensors)
     traced = torch.compiler.is_compiling()
     differentiated = torch.is_grad_enabled() and codebook.requires_grad
     if traced and differentiated and (sparse_grad or fused_step is not None):
@@ -199,6 +208,10 @@ def multi_hash_lookup(
             sparse_grad=sparse_grad,
         )
     inputs = (ids, codebook, pair_weights, codeword_weights, *hashing, pool)
+    if chosen == "triton":
+        _check_on_demand(ids)
+        run = _triton_sparse if sparse_grad and differentiated else _triton_dense
+        return cast(run(*inputs), dtype)
     if fused_step is not None and differentiated:
         out = _step(fused_step, *inputs)
     elif sparse_grad and differentiated:
@@ -238,21 +251,65 @@ def _explain(
         first_hash,
     )
     tensors = [t for t in (codebook, pair_weights, codeword_weights) if t is not None]
-    return _backend.Explanation("multi_hash_lookup", *_choose(backend, ids.device.type, tensors))
+    return _backend.Explanation(
+        "multi_hash_lookup", *_choose(backend, ids.device.type, hash, tensors)
+    )
 
 
-def _choose(backend: str, device: str, tensors: Sequence[Tensor]) -> tuple[str, str]:
+@_backend.explains("multi_hash_indices")
+def _explain_indices(
+    ids: Tensor,
+    num_codewords: int,
+    *,
+    num_hashes: int,
+    order: int = 2,
+    key_fields: Sequence[int] | None = None,
+    hash: str = "mix64",
+    first_hash: int = 0,
+) -> _backend.Explanation:
+    check_hashing(ids, num_hashes, order, key_fields, hash, first_hash)
+    check_num_codewords("num_codewords", num_codewords)
+    return _backend.Explanation("multi_hash_indices", *_choose_indices(ids.device.type, hash))
+
+
+def _choose_indices(device: str, hash: str) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        missing = _backend.missing_obstacle(name, device)
+        return _hash_obstacle(name, device, hash)
+
+    return _backend.choose("multi_hash_indices", "auto", device, obstacle)
+
+
+def _choose(backend: str, device: str, hash: str, tensors: Sequence[Tensor]) -> tuple[str, str]:
+    def obstacle(name: str) -> str:
+        missing = _hash_obstacle(name, device, hash)
         if missing:
             return missing
-        if not _HAS_CPU_OP:
-            return "this build has no C++ op of that name"
         if any(tensor.dtype == torch.float64 for tensor in tensors):
             return "float64 is computed by the reference only"
+        width = tensors[0].shape[2]
+        if name in GPU_MAX_WIDTH and width > GPU_MAX_WIDTH[name]:
+            return f"codewords of {width} columns are wider than {GPU_MAX_WIDTH[name]}"
         return ""
 
     return _backend.choose("multi_hash_lookup", backend, device, obstacle)
+
+
+def _hash_obstacle(name: str, device: str, hash: str) -> str:
+    missing = _backend.missing_obstacle(name, device, ("cpu", "triton"))
+    if missing:
+        return missing
+    if name == "cpu" and not _HAS_CPU_OP:
+        return "this build has no C++ op of that name"
+    if name != "cpu" and hash != "mix64":
+        return f"hash {hash!r} runs on CPUs only"
+    return ""
+
+
+def _check_on_demand(ids: Tensor) -> None:
+    """On a GPU a look at the ids is a host sync; any id names a row that exists."""
+    traced = torch.compiler.is_compiling()
+    if not traced and (ids.device.type == "cpu" or _backend.checks_enabled()):
+        check_ids(ids)
 
 
 def _hashing(
@@ -263,7 +320,10 @@ def _hashing(
     return num_hashes, order, keys, hash == "siphash", first_hash
 
 
-# ---- the C++ ops: schemas in csrc/schemas.cpp ----
+# ---- the ops: C++ (schemas in csrc/schemas.cpp) and Triton ----
+
+# A codeword is held in the registers of one block.
+GPU_MAX_WIDTH = {"triton": 1024}
 
 _HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
     "mtlfast::multi_hash_lookup_forward", "CPU"
@@ -339,11 +399,10 @@ def _backward(op: Callable[..., Any], ctx: Any, grad_out: Tensor | None) -> tupl
     return _gradients(*(g if need else None for g, need in zip(grads, needed, strict=True)))
 
 
-def _backward_sparse(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
+def _backward_sparse(op: Callable[..., Any], ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
     if grad_out is None:
         return (None,) * _NUM_INPUTS
     codebook = ctx.saved_tensors[1]
-    op = torch.ops.mtlfast.multi_hash_lookup_backward_sparse.default
     needed = ctx.needs_input_grad[2:4]
     where, values, *grads = op(grad_out, *ctx.saved_tensors, *ctx.options, *needed)
     grads = [g if need else None for g, need in zip(grads, needed, strict=True)]
@@ -379,24 +438,59 @@ def _backward_step(ctx: Any, grad_out: Tensor | None) -> tuple[Any, ...]:
     return (None, *_gradients(None, *grads))
 
 
-if _HAS_CPU_OP:
-    torch.library.register_fake("mtlfast::multi_hash_indices", _fake_indices)
-    torch.library.register_vmap(
-        "mtlfast::multi_hash_indices", _native.no_vmap("multi_hash_indices")
-    )
-    _cpu = _native.differentiable(
-        "multi_hash_lookup",
+def _register_indices(op: str) -> None:
+    torch.library.register_fake(f"mtlfast::{op}", _fake_indices)
+    torch.library.register_vmap(f"mtlfast::{op}", _native.no_vmap(op))
+
+
+def _dense_and_sparse(op: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Two functions of the forward op's arguments; they differ in the codebook's gradient."""
+    dense = _native.differentiable(
+        op,
         fake_forward=_fake_forward,
         fake_backward=_fake_backward,
         setup_context=_setup_context,
         backward=_backward,
     )
-    _sparse = _native.eager_only(
-        "multi_hash_lookup",
-        torch.ops.mtlfast.multi_hash_lookup_forward.default,
+    sparse = _native.eager_only(
+        op,
+        getattr(torch.ops.mtlfast, f"{op}_forward").default,
         setup_context=_setup_context,
-        backward=_backward_sparse,
+        backward=partial(
+            _backward_sparse, getattr(torch.ops.mtlfast, f"{op}_backward_sparse").default
+        ),
     )
+    return dense, sparse
+
+
+_HASHING = "int num_hashes, int order, int[]? key_fields, bool siphash, int first_hash"
+_LOOKUP = f"Tensor? pair_weights, Tensor? codeword_weights, {_HASHING}, bool pool"
+_triton.define(
+    "multi_hash_lookup",
+    f"(Tensor ids, Tensor codebook, {_LOOKUP}) -> Tensor",
+    f"(Tensor grad_out, Tensor ids, Tensor codebook, {_LOOKUP}, bool need_codebook, "
+    "bool need_pair_weights, bool need_codeword_weights) -> (Tensor, Tensor, Tensor)",
+)
+_triton.define_one(
+    "multi_hash_lookup_triton_backward_sparse",
+    f"(Tensor grad_out, Tensor ids, Tensor codebook, {_LOOKUP}, bool need_pair_weights, "
+    "bool need_codeword_weights) -> (Tensor, Tensor, Tensor, Tensor)",
+    "multi_hash_lookup",
+    "backward_sparse",
+)
+_triton.define_one(
+    "multi_hash_indices_triton",
+    f"(Tensor ids, SymInt num_codewords, {_HASHING}) -> Tensor",
+    "multi_hash_lookup",
+    "indices",
+)
+_register_indices("multi_hash_indices_triton")
+_triton_indices = torch.ops.mtlfast.multi_hash_indices_triton.default
+_triton_dense, _triton_sparse = _dense_and_sparse("multi_hash_lookup_triton")
+
+if _HAS_CPU_OP:
+    _register_indices("multi_hash_indices")
+    _cpu, _sparse = _dense_and_sparse("multi_hash_lookup")
     _step = _native.eager_only(
         "multi_hash_lookup",
         _forward_step,
