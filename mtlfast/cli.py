@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mtlfast._version import __version__
-from mtlfast.commands import bench, demo, env, evaluate, models, reproduce, train
+from mtlfast.commands import bench, demo, env, evaluate, models, reproduce, train, tune
 
 __all__ = ["main"]
 
-COMMANDS = (train, evaluate, demo, bench, reproduce, models, env)
+COMMANDS = (train, evaluate, demo, bench, tune, reproduce, models, env)
 
 _EPILOG = """\
 first steps:

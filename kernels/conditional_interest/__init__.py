@@ -40,7 +40,7 @@ def forward(
     *rest: Any,
 ) -> tuple[Any, ...]:
     """The launches, with the arguments of ``mtlfast::conditional_interest_triton_forward``."""
-    from .forward import forward
+    from .launch_forward import forward
 
     *parameters, num_heads, eps, save_for_backward = rest
     out, *saved = forward(
@@ -62,7 +62,7 @@ def backward(
     *rest: Any,
 ) -> tuple[Any, ...]:
     """The launches, with the arguments of ``mtlfast::conditional_interest_triton_backward``."""
-    from .backward import backward
+    from .launch_backward import backward
 
     parameters, (num_heads, eps, *saved) = rest[:18], rest[18:]
     return backward(

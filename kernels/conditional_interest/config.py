@@ -6,6 +6,7 @@ Chosen by (padded d, dtype, direction) so that nothing spills on compute capabil
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from .layout import Layout
@@ -117,12 +118,15 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
 }
 
 
-def config(layout: Layout, dtype: str, capability: int) -> Config:
+def config(
+    layout: Layout, dtype: str, capability: int, launches: Mapping[str, Launch] | None = None
+) -> Config:
     """The table. ``dtype`` is that of the products: "float32", "bfloat16" or "float16".
 
-    ``capability`` is the compute capability times ten; so far one table serves all.
+    ``capability`` is the compute capability times ten; so far one table serves all. ``launches``,
+    by their names in the table, replace what it says.
     """
-    found = _USUAL._replace(**_TABLE[layout.dp, dtype != "float32"])
+    found = _USUAL._replace(**_TABLE[layout.dp, dtype != "float32"])._replace(**(launches or {}))
     fitted = (launch._replace(hidden=min(launch.hidden, layout.fp)) for launch in found)
     found = Config(*fitted)
     pairs = {

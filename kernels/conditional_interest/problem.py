@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import tuned
 from ..interpreter import repair
 from .config import Config, Launch, config
 from .decoder import absorb_queries
@@ -48,6 +49,7 @@ class Problem:
         num_heads: int,
         run: Run,
         capability: int,
+        launches: Mapping[str, Launch] | None,
     ) -> None:
         self.run = run
         self.values, self.target = values, target
@@ -60,9 +62,9 @@ class Problem:
         self.num_segments = offsets.shape[0] - 1
         self.num_users = self.num_segments // num_behaviors
         self.dtype = values.dtype
-        self.config: Config = config(
-            self.layout, str(values.dtype).removeprefix("torch."), capability
-        )
+        if launches is None:
+            launches = tuned_launches(self.layout, values)
+        self.config: Config = config(self.layout, _name(values.dtype), capability, launches)
         self.query_scale = 1.0 / math.sqrt(values.shape[1] // num_heads)
         self.precision = _precision(values)
         self.shared = user_index is not None
@@ -174,6 +176,30 @@ class Problem:
         return queries
 
 
+def tuning_key(layout: Layout, values: Tensor) -> str:
+    """Of the sizes that options depend on."""
+    d, d_f, heads = layout
+    return f"conditional_interest/d{d}/df{d_f}/h{heads}/{_name(values.dtype)}"
+
+
+def device_name(values: Tensor) -> str:
+    """What tuned options belong to."""
+    name = _device_name(values.device.index) if values.is_cuda else "interpreter"
+    return f"{name}, triton {triton.__version__}"
+
+
+def tuned_launches(layout: Layout, values: Tensor) -> dict[str, Launch]:
+    """What tuning found on this device, if it was ever asked to."""
+    if values.is_meta:  # nothing runs: the table itself is wanted
+        return {}
+    found = tuned.read(device_name(values), tuning_key(layout, values))
+    return {name: Launch(*launch) for name, launch in found.items() if name in Config._fields}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def options(launch: Launch) -> dict[str, int]:
     return {"num_warps": launch.warps, "num_stages": launch.stages}
 
@@ -193,6 +219,11 @@ def _device_capability(device: int) -> int:
 def capability_of(values: Tensor) -> int:
     """Compute capability times ten; what is interpreted runs the table of 9.0."""
     return _device_capability(values.device.index) if values.is_cuda else 90
+
+
+@cache
+def _device_name(device: int) -> str:
+    return torch.cuda.get_device_name(device)
 
 
 @cache

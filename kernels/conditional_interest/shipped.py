@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..aot import AotCase
-from .backward import backward
-from .forward import forward
+from .launch_backward import backward
+from .launch_forward import forward
 
 _WIDTHS = ((16, 2), (32, 2), (64, 4))  # d, heads; d_f = 4 d
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

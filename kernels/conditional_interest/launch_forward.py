@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import triton
 from torch import Tensor
 
+from .config import Launch
 from .decoder import decoder_tail
 from .encoder import encode_and_pool
 from .layout import Layout
@@ -25,11 +26,21 @@ def forward(
     eps: float,
     run: Run = launch_kernel,
     capability: int | None = None,
+    launches: Mapping[str, Launch] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """out ``[B, T, M, d]`` and what the backward needs: see :func:`saved_shapes`."""
     capability = capability or capability_of(values)
     p = Problem(
-        values, offsets, num_behaviors, target, user_index, parameters, num_heads, run, capability
+        values,
+        offsets,
+        num_behaviors,
+        target,
+        user_index,
+        parameters,
+        num_heads,
+        run,
+        capability,
+        launches,
     )
     shapes = saved_shapes(p.num_tokens, p.num_candidates, p.num_tasks, p.num_behaviors, p.layout)
     out = p.new(p.num_candidates, p.num_tasks, p.num_behaviors, p.layout.d)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import triton
@@ -48,11 +48,21 @@ def backward(
     saved: Sequence[Tensor],
     run: Run = launch_kernel,
     capability: int | None = None,
+    launches: Mapping[str, Launch] | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of values, target and the 18 parameters."""
     capability = capability or capability_of(values)
     p = Problem(
-        values, offsets, num_behaviors, target, user_index, parameters, num_heads, run, capability
+        values,
+        offsets,
+        num_behaviors,
+        target,
+        user_index,
+        parameters,
+        num_heads,
+        run,
+        capability,
+        launches,
     )
     grad_values, grad_target = p.new(*values.shape), p.new(*target.shape)
     gradients = [parameter.new_empty(parameter.shape) for parameter in parameters]
