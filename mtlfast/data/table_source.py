@@ -16,6 +16,7 @@ from mtlfast.data.spec import DatasetSpec
 __all__ = ["TableSource"]
 
 S = TypeVar("S", bound="TableSource")
+_HOLD_OUT_SEED = 2024  # fixed, so that all settings are compared on the same rows
 
 
 class TableSource(DataSource):
@@ -60,6 +61,26 @@ class TableSource(DataSource):
             raise ValueError(f"seed: expected at least 0, found {seed}")
         other = copy.copy(self)
         other.seed, other._order = seed, None
+        return other
+
+    def hold_out(self: S, parts: int = 5) -> S:
+        """The same source with one of ``parts`` parts of the training rows as its test part.
+
+        For choosing settings without a look at the test part. The rows are drawn once and for all,
+        every class of the first task by itself, and train no more.
+        """
+        if parts < 2:
+            raise ValueError(f"parts: expected at least 2, found {parts}")
+        ids, labels = self._train
+        rng = np.random.default_rng(_HOLD_OUT_SEED)
+        held = np.zeros(len(ids), dtype=bool)
+        for label in np.unique(labels[:, 0]):
+            rows = rng.permutation(np.flatnonzero(labels[:, 0] == label))
+            held[rows[: len(rows) // parts]] = True
+        other = copy.copy(self)
+        other._order = None
+        other._train = ids[~held], labels[~held]
+        other._test = ids[held], labels[held]
         return other
 
     @property

@@ -65,6 +65,26 @@ def test_the_test_file_is_halved_by_income(folder):
     assert sorted(joined.tolist()) == sorted(whole.tolist())
 
 
+def test_rows_held_out_train_no_more(folder):
+    source = CensusSource(folder, part="both")
+    part = source.hold_out(4)
+    assert (part.num_train_samples, part.num_test_samples) == (46, 14)
+    assert int(part.test_batch(50, 0).labels[:, 0].sum()) == 3  # a quarter of 15, and 11 of 45
+    rows = [
+        torch.cat((batch.sparse, batch.labels), 1)
+        for batch in (part.train_batch(50, 0, 0), part.test_batch(50, 0))
+    ]
+    whole = source.train_batch(60, 0, 0)
+    assert sorted(torch.cat(rows).tolist()) == sorted(
+        torch.cat((whole.sparse, whole.labels), 1).tolist()
+    )
+    again = CensusSource(folder, part="test", seed=3).hold_out(4)
+    assert torch.equal(again.test_batch(50, 0).sparse, part.test_batch(50, 0).sparse)
+    assert (source.num_train_samples, source.num_test_samples) == (60, 41)
+    with pytest.raises(ValueError, match="parts: expected at least 2, found 1"):
+        source.hold_out(1)
+
+
 def test_epochs_are_shuffled_and_repeat(folder):
     source, again = CensusSource(folder), CensusSource(folder)
     first, second = source.train_order(0), source.train_order(1)

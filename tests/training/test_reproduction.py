@@ -11,6 +11,7 @@ from census_rows import person, text
 
 from mtlfast import cli
 from mtlfast.data import CensusSource
+from mtlfast.training.reproduction import boosting
 from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
 from mtlfast.training.reproduction.dtn_table3 import ROWS, build_row, parameters, width_within
 from mtlfast.training.reproduction.fit import Recipe, fit, predict
@@ -53,8 +54,9 @@ def test_bootstrap_sees_a_better_model_and_no_difference_of_equal_ones():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("census")
-    (path / "census-income.data").write_text(text([person(i) for i in range(300)]))
-    (path / "census-income.test").write_text(text([person(i) for i in range(80)]))
+    people = [person(i, education=f"education-{i % 3}") for i in range(300)]
+    (path / "census-income.data").write_text(text(people))
+    (path / "census-income.test").write_text(text(people[:80]))
     return path
 
 
@@ -81,6 +83,49 @@ def test_the_averaged_model_of_one_step_is_the_trained_one(source):
     trained = fit(model, source, Recipe(batch_size=300, epochs=1), quiet=True)
     assert np.array_equal(predict(trained, source), predict(model, source))
     assert not np.array_equal(predict(trained, source), before)
+
+
+def test_rates_of_embeddings_and_codebooks_are_relative(source):
+    def first_step(**rates):
+        model = build_row(ROWS[-1], source.spec, 4)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        fit(model, source, Recipe(batch_size=300, epochs=1, hidden=0, **rates), quiet=True)
+        return {
+            name: float((parameter.detach() - old).abs().max())
+            for (name, parameter), old in zip(model.named_parameters(), before, strict=True)
+        }
+
+    same = first_step(embedding_rate=1, codebook_rate=1)
+    apart = first_step(embedding_rate=8, codebook_rate=0.25)
+    assert max(same.values()) > 1e-3
+    for name, change in apart.items():
+        rate = 8 if name.startswith("embedding") else 0.25 if name.endswith("codebook") else 1
+        assert change == pytest.approx(rate * same[name], rel=1e-3), name
+
+
+def test_hidden_ids_are_unknown_ones(source):
+    seen = []
+
+    class Probe(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, sparse, sequences, user_index):
+            seen.append(sparse.clone())
+            return self.bias.expand(len(sparse), 2)
+
+        def loss(self, logits, labels):
+            return (logits - labels).square().sum()
+
+    recipe = Recipe(batch_size=300, epochs=1, hidden=0.25)
+    for _ in range(2):
+        fit(Probe(), source, recipe, quiet=True)
+    whole = source.train_batch(300, 0, 0).sparse
+    hidden = (seen[0] == 0) & (whole != 0)
+    assert torch.equal(seen[0][~hidden], whole[~hidden])
+    assert float(hidden[whole != 0].float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(seen[0], seen[1])
 
 
 def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
@@ -114,9 +159,67 @@ def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
     )
     assert rows["DTN"]["never_married_auc"] == pytest.approx(expected, abs=1e-6)
 
+    halves = np.array(next(row for row in table["rows"] if row["model"] == "DTN")["auc_of_halves"])
+    assert halves.shape == (2, 2, 2)
+    assert halves[:, 1].mean() == pytest.approx(expected, abs=1e-6)
+
     stamp = (tmp_path / "runs" / "DTN-0.json").stat().st_mtime_ns
     assert cli.main(arguments) == 0
     assert (tmp_path / "runs" / "DTN-0.json").stat().st_mtime_ns == stamp
+
+
+def test_trimming_is_made_up_for_after_an_interruption(folder, tmp_path):
+    arguments = [
+        "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "1", "--epochs", "1",
+        "--width", "4", "--out", str(tmp_path), "--quiet", "--rows", "DTN-trim",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert names == {"DTN-0.json", "DTN-0.npy", "DTN-trim-0.json", "DTN-trim-0.npy"}
+    (tmp_path / "runs" / "DTN-trim-0.json").unlink()
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "runs" / "DTN-trim-0.json").is_file()
+
+
+def test_held_out_rows_are_scored_instead_of_the_test_file(folder, tmp_path):
+    arguments = [
+        "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "1", "--quiet",
+        "--width", "4", "--out", str(tmp_path), "--rows", "ShareBottom", "--hold-out",
+        "--epochs", "1", "--batch-size", "64", "--learning-rate", "0.01",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    settings = json.loads((tmp_path / "table.json").read_text())["settings"]
+    assert settings["samples"] == [240, 60]
+    assert (settings["recipe"]["batch_size"], settings["recipe"]["learning_rate"]) == (64, 0.01)
+    assert len(np.load(tmp_path / "runs" / "ShareBottom-0.npy")) == 60
+
+
+def test_trees_learn_each_task_and_repeat(source):
+    pytest.importorskip("lightgbm")
+    scores = boosting.boosted_scores(source, seed=1, rounds=60)
+    labels = next(iter(source.test_batches(100))).labels.numpy() > 0.5
+    assert scores.shape == labels.shape
+    # Income depends on i % 4, of which the fields tell whether it is even; the other on i % 3.
+    income, never_married = (Ranking(scores[:, task], labels[:, task]).auc() for task in range(2))
+    assert income > 0.7
+    assert never_married > 0.95
+    assert np.array_equal(boosting.boosted_scores(source, seed=1, rounds=60), scores)
+
+
+def test_a_missing_lightgbm_is_explained(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(boosting, "find_spec", lambda name: None)
+    base = ["reproduce", "dtn-table3", "--data", f"census:{folder}", "--out", str(tmp_path)]
+    assert cli.main([*base, "--rows", "LightGBM"]) == 2
+    assert "--rows: the row LightGBM needs: pip install" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="the row LightGBM needs: pip install"):
+        boosting.boosted_scores(CensusSource(folder, part="both"))
+
+    every = ["--seeds", "1", "--epochs", "1", "--width", "4", "--batch-size", "300", "--quiet"]
+    assert cli.main([*base, *every]) == 0
+    printed = capsys.readouterr()
+    assert "LightGBM is left out: the row LightGBM needs: pip install" in printed.err
+    assert "| DTN-trim |" in printed.out
+    assert "| LightGBM |" not in printed.out
 
 
 @pytest.mark.parametrize(
@@ -124,6 +227,8 @@ def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
     [
         (["--data", "synthetic:tenrec"], "--data: expected census or census:PATH"),
         (["--seeds", "0"], "--seeds: expected at least 1, found 0"),
+        (["--epochs", "0"], "epochs: expected at least 1, found 0"),
+        (["--learning-rate", "0"], "learning_rate: expected a positive number, found 0.0"),
         (["--rows", "DTM"], "rows: expected some of"),
     ],
 )

@@ -15,8 +15,9 @@ __all__ = ["ROWS", "TRIMMED", "Row", "build_row", "parameters", "width_within"]
 
 Options = Mapping[str, Any]
 
-_EMBED_DIM = 8
+_EMBED_DIM = 4
 _CODEWORDS = 5_000
+_CODEWORD_STD = 1e-3
 DTN = "DTN"
 TRIMMED = "DTN-trim"
 BASE = "ShareBottom"
@@ -44,7 +45,12 @@ def _masknet(width: int) -> Options:
 
 
 def _memonet(width: int) -> Options:
-    return {"name": "memonet", "num_codewords": _CODEWORDS, "largest_fields": 16}
+    return {
+        "name": "memonet",
+        "num_codewords": _CODEWORDS,
+        "largest_fields": 8,
+        "init_std": _CODEWORD_STD,
+    }
 
 
 def _gdcn(width: int) -> Options:

@@ -18,6 +18,7 @@ from mtlfast.data import CensusSource
 from mtlfast.models import trim
 from mtlfast.training.files import write_atomically, write_csv, write_json
 from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
+from mtlfast.training.reproduction.boosting import LIGHTGBM, boosted_scores, lightgbm_available
 from mtlfast.training.reproduction.dtn_table3 import (
     BASE,
     DTN,
@@ -32,6 +33,7 @@ from mtlfast.training.reproduction.fit import Recipe, fit, predict
 __all__ = ["reproduce"]
 
 _GATE_BATCHES = 20
+_NAMES = (*(row.name for row in ROWS), TRIMMED, LIGHTGBM)
 _PUBLISHED = {row.name: row.published for row in ROWS}
 COLUMNS = (
     "model",
@@ -70,7 +72,7 @@ def reproduce(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     recipe: Recipe | None = None,
-    width: int = 128,
+    width: int = 64,
     rows: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def reproduce(
     Every model is trained by the same recipe, on all of the training file, with about as many
     parameters as DTN of this ``width``; its AUC is the mean over the two halves of the test file.
     DTN-trim is DTN of the same seed without its least used module, trained for one more epoch at a
-    tenth of the learning rate.
+    tenth of the learning rate. LightGBM, where it is installed, is one model of trees per task.
 
     Args:
         source: Census-Income with ``part="both"``.
@@ -92,28 +94,41 @@ def reproduce(
     recipe = Recipe() if recipe is None else recipe
     out = Path(out)
     evaluation = _Evaluation(source)
-    chosen = [row for row in ROWS if rows is None or row.name in rows]
-    unknown = set(rows or ()) - {row.name for row in ROWS} - {TRIMMED}
+    unknown = set(rows or ()) - set(_NAMES)
     if unknown:
-        known = [*(row.name for row in ROWS), TRIMMED]
-        raise ValueError(f"rows: expected some of {known}, found {sorted(unknown)}")
+        raise ValueError(f"rows: expected some of {list(_NAMES)}, found {sorted(unknown)}")
+    if rows is None:
+        rows = [name for name in _NAMES if name != LIGHTGBM or lightgbm_available()]
+    if TRIMMED in rows:
+        rows = [*rows, DTN]  # which it is made of
+    chosen = [row for row in ROWS if row.name in rows]
     dtn = next(row for row in ROWS if row.name == DTN)
     budget = parameters(build_row(dtn, source.spec, width))
-    settings = {"recipe": asdict(recipe), "width": width}
+    settings = {
+        "recipe": asdict(recipe),
+        "width": width,
+        "samples": [source.num_train_samples, source.num_test_samples],
+    }
     widths = {row.name: width_within(row, source.spec, budget) for row in chosen if row != dtn}
     widths[DTN] = width
     for seed in seeds:
         shuffled = source.with_seed(seed)
+        if LIGHTGBM in rows and not (store := _Store(out, LIGHTGBM, seed, settings)).done():
+            begun = time.perf_counter()
+            scores = boosted_scores(shuffled, seed)
+            store.save(scores, evaluation, None, time.perf_counter() - begun)
         for row in chosen:
             store = _Store(out, row.name, seed, settings)
-            if store.done():
+            trimmed = _Store(out, TRIMMED, seed, settings)
+            trims = row.name == DTN and TRIMMED in rows
+            if store.done() and (trimmed.done() or not trims):
                 continue
             model = build_row(row, source.spec, widths[row.name], seed)
             begun = time.perf_counter()
             trained = fit(model, shuffled, recipe, label=f"{row.name}, seed {seed}", quiet=quiet)
             logits = predict(trained, source)
-            store.save(logits, evaluation, model, time.perf_counter() - begun)
-            if row.name != DTN or (rows is not None and TRIMMED not in rows):
+            store.save(logits, evaluation, parameters(model), time.perf_counter() - begun)
+            if not trims:
                 continue
             batches = islice(shuffled.train_batches(recipe.batch_size), _GATE_BATCHES)
             smaller = trim(trained, 1, batches=batches)  # type: ignore[arg-type]  # it is a DTN
@@ -121,8 +136,7 @@ def reproduce(
             begun = time.perf_counter()
             label = f"{TRIMMED}, seed {seed}"
             logits = predict(fit(smaller, shuffled, more, label=label, quiet=quiet), source)
-            trimmed = _Store(out, TRIMMED, seed, settings)
-            trimmed.save(logits, evaluation, smaller, time.perf_counter() - begun)
+            trimmed.save(logits, evaluation, parameters(smaller), time.perf_counter() - begun)
     return _write_table(out, evaluation, seeds, settings)
 
 
@@ -148,14 +162,14 @@ class _Store:
         self,
         logits: NDArray[np.float64],
         evaluation: _Evaluation,
-        model: torch.nn.Module,
+        size: int | None,
         seconds: float,
     ) -> None:
         write_atomically(self.scores, lambda file: np.save(file, logits.astype(np.float32)))
         content = {
             "model": self.name,
             "seed": self.seed,
-            "parameters": parameters(model),
+            "parameters": size,
             "auc": evaluation.aucs(logits),
             "seconds": seconds,
             "settings": self.settings,
@@ -167,7 +181,7 @@ def _write_table(
     out: Path, evaluation: _Evaluation, seeds: Sequence[int], settings: dict[str, Any]
 ) -> dict[str, Any]:
     found: dict[str, list[tuple[dict[str, Any], NDArray[np.float32]]]] = {}
-    for name in [*(row.name for row in ROWS), TRIMMED]:
+    for name in _NAMES:
         stores = [_Store(out, name, seed, settings) for seed in seeds]
         runs = [(run, np.load(s.scores)) for s in stores if (run := s.read()) is not None]
         if runs:
@@ -192,7 +206,14 @@ def _write_table(
     table = {
         "settings": settings,
         "seeds": list(seeds),
-        "rows": [dict(zip(COLUMNS, line, strict=True)) for line in lines],
+        "rows": [
+            {
+                **dict(zip(COLUMNS, line, strict=True)),
+                # Per seed and task the AUC of each half.
+                "auc_of_halves": [run["auc"] for run, _ in found[line[0]]],
+            }
+            for line in lines
+        ],
         "dtn_minus_share_bottom": _compare(found, evaluation),
     }
     write_json(out / "table.json", table)
@@ -237,7 +258,7 @@ def format_table(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
-        cells = [row["model"], f"{row['parameters']:,}"]
+        cells = [row["model"], "" if row["parameters"] is None else f"{row['parameters']:,}"]
         for task in ("income", "never_married"):
             spread, gain = row[f"{task}_sd"], row[f"{task}_relaimp"]
             published = row[f"{task}_published"]
