@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtlfast.data.bins import NumericBins
+from mtlfast.data.bins import NumericBins, RowSample
 
 
 def test_frequent_values_have_their_own_row_and_others_a_quantile():
@@ -38,3 +38,29 @@ def test_rows_stay_inside_the_table():
 def test_wrong_options_are_named(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: expected at least 1, found 0"):
         NumericBins(np.zeros(3), **options)
+
+
+def test_a_sample_of_few_rows_is_all_of_them():
+    sample = RowSample(("a", "b"), 100)
+    for block in np.array_split(np.arange(60.0), 7):
+        sample.add({"a": block, "b": -block})
+    columns = sample.columns()
+    assert sorted(columns["a"]) == list(range(60))
+    assert np.array_equal(columns["a"], -columns["b"])
+
+
+def test_a_sample_is_uniform_and_ignores_how_rows_are_cut():
+    values = np.arange(20_000.0)
+    samples = []
+    for blocks in (1, 13, 400):
+        sample = RowSample(("a",), 500)
+        for block in np.array_split(values, blocks):
+            sample.add({"a": block})
+            assert len(sample.columns()["a"]) <= 500
+        samples.append(sorted(sample.columns()["a"]))
+    assert samples[0] == samples[1] == samples[2]
+    assert len(set(samples[0])) == 500
+    # Ten parts of 50 expected rows each; 5 standard deviations are 34.
+    assert np.all(np.abs(np.histogram(samples[0], 10, (0, 20_000))[0] - 50) < 34)
+    with pytest.raises(ValueError, match="sample_rows: expected at least 1, found 0"):
+        RowSample(("a",), 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,19 @@ def test_what_was_interrupted_is_never_used(cache: Path, source: Path) -> None:
     assert cached_folder(cache, "set", [source], {}, build) == folder
     assert build.calls == 1
     assert not folder.with_name(f"{folder.name}.partial").exists()
+
+
+def test_who_comes_second_waits(cache: Path, source: Path) -> None:
+    build = Builder()
+
+    def slowly(folder: Path) -> dict[str, Any]:
+        time.sleep(0.2)
+        return build(folder)
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(cached_folder, cache, "set", [source], {}, slowly) for _ in range(4)]
+        assert len({answer.result() for answer in asked}) == 1
+    assert build.calls == 1
 
 
 def test_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
