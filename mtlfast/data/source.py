@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 from mtlfast.data.batch import Batch
 from mtlfast.data.spec import DatasetSpec
@@ -56,6 +57,8 @@ class DataSource(ABC):
     spec: DatasetSpec
     skipped: int = 0
     """Malformed rows that were left out, where the source was told to skip them."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What else was left out while reading, by reason."""
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ __all__ = ["IdCounts", "Vocabulary"]
 
 Ints = NDArray[np.int64]
 
-_MERGE_FROM = 1 << 20  # distinct ids that wait before they are merged
+_MERGE_FROM = 1 << 16  # distinct ids that wait before they are merged
 
 
 class Vocabulary:

@@ -176,6 +176,8 @@ class Trainer:
         weights = sum(p.numel() for p in self.model.parameters())
         skipped = self.source.skipped
         left_out = f"; {skipped:,} malformed rows skipped" if skipped else ""
+        for reason, count in self.source.left_out.items():
+            left_out += f"; left out: {count:,} {reason}"
         return (
             f"{config.model} ({weights:,} weights) on {spec.name}: "
             f"{self.source.num_train_samples:,} training and {self.source.num_test_samples:,} test "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from aliccp_rows import skeleton_row
 from aliccp_rows import write_raw as write_aliccp
 from aliexpress_rows import write_raw as write_aliexpress
 
@@ -298,10 +299,13 @@ def test_dtn_on_raw_aliexpress_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("preset", ["rechub", "aitm"])
-def test_dtn_on_raw_aliccp_files(tmp_path, preset):
+def test_dtn_on_raw_aliccp_files(tmp_path, preset, capsys):
     pytest.importorskip("pyarrow", reason="tables are kept as parquet")
     write_aliccp(tmp_path / "raw")
+    with open(tmp_path / "raw" / "sample_skeleton_train.csv", "a") as file:
+        file.write(skeleton_row(1, 1, click=0, purchase=1) + "\n")
     options = ["--data-options", f"cache={tmp_path / 'cache'}", f"preset={preset}", "part=test"]
     assert train_dtn(f"aliccp:{tmp_path / 'raw'}", tmp_path, *options) == 0
+    assert "left out: 1 rows with a purchase but no click" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["metrics"]["click"]["samples"] == 15

@@ -84,7 +84,7 @@ class _Raw(TableFormat):
         for rows, unknown in reading.lines(join).read(skeleton_file):
             reading.leave_out("features of unknown fields", unknown)
             wrong = rows.labels[:, 1] & ~rows.labels[:, 0]
-            reading.leave_out("purchase without click", int(wrong.sum()))
+            reading.leave_out("rows with a purchase but no click", int(wrong.sum()))
             yield rows.rows(~wrong) if wrong.any() else rows
 
 

@@ -99,7 +99,7 @@ class _Raw(TableFormat):
         reader = reading.lines(_parse_items)
         for table in reader.read(items):
             rows, page = pages.find(numpy(table, "column 1"))
-            reading.leave_out("without search page", table.num_rows - len(np.unique(rows)))
+            reading.leave_out("rows without a search page", table.num_rows - len(np.unique(rows)))
             ids = [
                 *pages.column("ids", page).T,
                 *(numpy(table, f"column {c}")[rows] for c in _ITEM_IDS),

@@ -80,8 +80,8 @@ class CachedTableSource(DataSource):
         )
         manifest: dict[str, Any] = read_manifest(self.folder) or {}
         self.seed = seed
-        self.left_out: dict[str, int] = manifest["left_out"]
-        self.skipped = self.left_out.get("malformed", 0)
+        self.left_out = dict(manifest["left_out"])
+        self.skipped = self.left_out.pop("malformed", 0)
         self.spec = DatasetSpec(
             name=name,
             fields=chosen,
