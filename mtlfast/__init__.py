@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mtlfast import _extension
+from mtlfast import _checkout, _extension
 from mtlfast._version import __version__
 from mtlfast.env import env
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mtlfast.ops import checks, explain
 
 _extension.load()
+_checkout.find_kernels()
 
 # Name -> the module that defines it.
 _LAZY = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..aot import AotCase
-from .gradients import weight_gradients
 from .codebook import CHUNK, reduce
+from .gradients import weight_gradients
 from .launch import MAX_WIDTH, crosses_of, num_crosses, tile_of
 from .lookup import INDEX_ROWS, UNROLL, crosses, find_rows, pooled
 

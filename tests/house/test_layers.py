@@ -27,6 +27,7 @@ EVERYTHING = BELOW_CLI | {"commands", "__init__"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "_C": set(),
+    "_checkout": set(),
     "_extension": {"_C"},
     "_ranges": {"_extension"},
     "env": {"_extension", "_version"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "__main__": {"cli"},
     # The package itself imports only what is light; everything else is found on first use.
-    "__init__": {"_extension", "_version", "env"},
+    "__init__": {"_checkout", "_extension", "_version", "env"},
 }
 # What `from mtlfast import name` means where the name is not a submodule.
 PUBLIC_NAMES = {
