@@ -35,6 +35,9 @@ examples:
   another head, a wider model
     mtlfast train --data synthetic:ecommerce --model-options head.name=aitm embed_dim=32
 
+  published tables of tens of millions of rows; the first run reads them into a cache
+    mtlfast train --config examples/aliccp.yaml --data aliccp:path/to/folder --on-error skip
+
   stop with Ctrl-C; go on later, bit for bit as if it had never stopped
     mtlfast train --resume runs/dtrn-tenrec-001
 
