@@ -643,7 +643,10 @@ def _run_emulated_sanitized(compiler: str) -> None:
     }
     # A row 2**31 elements away needs memory that a sanitizer does not have.
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
-    command += ["tests/kernels/test_cuda_emulation.py", "-k", "not 64_bits"]
+    command += sorted(
+        str(file) for file in (ROOT / "tests/kernels").glob("test_cuda_emulation*.py")
+    )
+    command += ["-k", "not 64_bits"]
     if subprocess.run(command, cwd=ROOT, env=environment).returncode != 0:
         raise BuildError("the emulated CUDA kernels failed; the report is above.")
 

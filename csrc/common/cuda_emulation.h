@@ -151,3 +151,16 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   mtlfast::emulation::wait(b.warps[warp], mtlfast::emulation::kWarp);
   return other;
 }
+
+// Lane `lane` of every `width` lanes gives its 32 bits to the others.
+template <class T>
+inline T __shfl_sync(unsigned, T value, int lane, int width) {
+  static_assert(sizeof(T) == sizeof(float));
+  mtlfast::emulation::Block& b = *mtlfast::emulation::block();
+  const int me = b.current, warp = me / mtlfast::emulation::kWarp;
+  std::memcpy(&b.exchanged[me], &value, sizeof(value));
+  mtlfast::emulation::wait(b.warps[warp], mtlfast::emulation::kWarp);
+  std::memcpy(&value, &b.exchanged[me / width * width + lane], sizeof(value));
+  mtlfast::emulation::wait(b.warps[warp], mtlfast::emulation::kWarp);
+  return value;
+}

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../common/cuda.h"
+#include "../common/cuda_elements.h"
 #include "problem.h"
 
 namespace mtlfast {
@@ -79,46 +79,19 @@ __device__ inline Offsets offsets(const Rows& p, int64_t row) {
 // ---- elements ----
 
 __device__ inline float load_one(const Operand& o, int64_t at) {
-  if (o.kind == Kind::float32) return static_cast<const float*>(o.data)[at];
-  const uint32_t bits = static_cast<const uint16_t*>(o.data)[at];
-  return o.kind == Kind::bfloat16 ? bf16_to_float(bits) : f16_to_float(bits);
+  return mtlfast::cuda::load_one(o.data, o.kind, at);
 }
 
 __device__ inline void store_one(const Operand& o, int64_t at, float value) {
-  if (o.kind == Kind::float32) {
-    static_cast<float*>(o.data)[at] = value;
-    return;
-  }
-  const uint32_t bits = o.kind == Kind::bfloat16 ? float_to_bf16(value) : float_to_f16(value);
-  static_cast<uint16_t*>(o.data)[at] = static_cast<uint16_t>(bits);
+  mtlfast::cuda::store_one(o.data, o.kind, at, value);
 }
 
 __device__ inline void load_vector(const Operand& o, int64_t at, float (&v)[kVector]) {
-  if (o.kind == Kind::float32) {
-    const float4 four = *reinterpret_cast<const float4*>(static_cast<const float*>(o.data) + at);
-    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-    return;
-  }
-  const uint2 two = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(o.data) + at);
-  if (o.kind == Kind::bfloat16) {
-    v[0] = bf16_to_float(two.x & 0xffffu), v[1] = bf16_to_float(two.x >> 16);
-    v[2] = bf16_to_float(two.y & 0xffffu), v[3] = bf16_to_float(two.y >> 16);
-  } else {
-    v[0] = f16_to_float(two.x & 0xffffu), v[1] = f16_to_float(two.x >> 16);
-    v[2] = f16_to_float(two.y & 0xffffu), v[3] = f16_to_float(two.y >> 16);
-  }
+  load_four(o.data, o.kind, at, v);
 }
 
 __device__ inline void store_vector(const Operand& o, int64_t at, const float (&v)[kVector]) {
-  if (o.kind == Kind::float32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(o.data) + at) = float4{v[0], v[1], v[2], v[3]};
-    return;
-  }
-  const bool b = o.kind == Kind::bfloat16;
-  uint32_t h[kVector];
-  for (int e = 0; e < kVector; ++e) h[e] = b ? float_to_bf16(v[e]) : float_to_f16(v[e]);
-  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(o.data) + at) =
-      uint2{h[0] | (h[1] << 16), h[2] | (h[3] << 16)};
+  store_four(o.data, o.kind, at, v);
 }
 
 // ---- rows ----

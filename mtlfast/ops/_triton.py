@@ -39,6 +39,11 @@ def define_one(name: str, schema: str, stem: str, function: str) -> None:
         _library.impl(name, launch, device)
 
 
+def serve(op: str, stem: str, function: str) -> None:
+    """Makes ``function`` of ``mtlfast.kernels.<stem>`` the CUDA side of the C++ op ``op``."""
+    _library.impl(op, _launcher(stem, function), "CUDA")
+
+
 def _launcher(stem: str, function: str) -> Callable[..., Any]:
     found: list[Callable[..., Any]] = []
 

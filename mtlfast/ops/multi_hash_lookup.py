@@ -61,14 +61,15 @@ def multi_hash_indices(
     """
     check_hashing(ids, num_hashes, order, key_fields, hash, first_hash)
     check_num_codewords("num_codewords", num_codewords)
-    chosen, _ = _choose_indices(ids.device.type, hash)
+    chosen, _ = _choose_indices(ids, hash)
     traced = torch.compiler.is_compiling()
     hashing = _hashing(num_hashes, order, key_fields, hash, first_hash)
-    if chosen == "triton":
+    if chosen in ("triton", "cuda"):
         _check_on_demand(ids)
+    if chosen == "triton":
         return _triton_indices(ids, num_codewords, *hashing)
     # Graphs cannot look at the ids; the op can.
-    if chosen == "cpu" or (traced and ids.device.type == "cpu" and _HAS_CPU_OP):
+    if chosen in ("cpu", "cuda") or (traced and ids.device.type == "cpu" and _HAS_CPU_OP):
         return _native_indices(ids, num_codewords, *hashing)
     return _reference.multi_hash_indices(
         ids,
@@ -144,7 +145,8 @@ def multi_hash_lookup(
             optimizers that update only the rows in use. Not inside compiled graphs.
         fused_step: called in the backward; what it returns is applied to the codebook in place of a
             gradient (backend "cpu" only; see :class:`mtlfast.nn.FusedAdagrad`).
-        backend: "auto", "cpu" (C++), "triton" or "reference"; see :func:`mtlfast.explain`.
+        backend: "auto", "cpu" (C++), "triton", "cuda" (C++; gradients by Triton) or "reference";
+            see :func:`mtlfast.explain`.
 
     Returns:
         ``[B, F, num_hashes * c]``, or ``[B, P, num_hashes * c]`` with ``pool=False``, in the
@@ -169,7 +171,7 @@ def multi_hash_lookup(
     )
     tensors = [t for t in (codebook, pair_weights, codeword_weights) if t is not None]
     dtype = output_dtype(codebook, pair_weights, codeword_weights)
-    chosen, reason = _choose(backend, ids.device.type, hash, tensors)
+    chosen, reason = _choose(backend, ids, hash, tensors)
     traced = torch.compiler.is_compiling()
     differentiated = torch.is_grad_enabled() and codebook.requires_grad
     if traced and differentiated and (sparse_grad or fused_step is not None):
@@ -208,16 +210,16 @@ def multi_hash_lookup(
             sparse_grad=sparse_grad,
         )
     inputs = (ids, codebook, pair_weights, codeword_weights, *hashing, pool)
-    if chosen == "triton":
+    if chosen in ("triton", "cuda"):
         _check_on_demand(ids)
+    if chosen == "triton":
         run = _triton_sparse if sparse_grad and differentiated else _triton_dense
         return cast(run(*inputs), dtype)
     if fused_step is not None and differentiated:
         out = _step(fused_step, *inputs)
-    elif sparse_grad and differentiated:
-        out = _sparse(*inputs)
     else:
-        out = _cpu(*inputs)
+        run = _cpp_sparse if sparse_grad and differentiated else _cpp_dense
+        out = run(*inputs)
     return cast(out, dtype)
 
 
@@ -251,9 +253,7 @@ def _explain(
         first_hash,
     )
     tensors = [t for t in (codebook, pair_weights, codeword_weights) if t is not None]
-    return _backend.Explanation(
-        "multi_hash_lookup", *_choose(backend, ids.device.type, hash, tensors)
-    )
+    return _backend.Explanation("multi_hash_lookup", *_choose(backend, ids, hash, tensors))
 
 
 @_backend.explains("multi_hash_indices")
@@ -269,19 +269,19 @@ def _explain_indices(
 ) -> _backend.Explanation:
     check_hashing(ids, num_hashes, order, key_fields, hash, first_hash)
     check_num_codewords("num_codewords", num_codewords)
-    return _backend.Explanation("multi_hash_indices", *_choose_indices(ids.device.type, hash))
+    return _backend.Explanation("multi_hash_indices", *_choose_indices(ids, hash))
 
 
-def _choose_indices(device: str, hash: str) -> tuple[str, str]:
+def _choose_indices(ids: Tensor, hash: str) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        return _hash_obstacle(name, device, hash)
+        return _hash_obstacle(name, ids, hash)
 
-    return _backend.choose("multi_hash_indices", "auto", device, obstacle)
+    return _backend.choose("multi_hash_indices", "auto", ids.device.type, obstacle)
 
 
-def _choose(backend: str, device: str, hash: str, tensors: Sequence[Tensor]) -> tuple[str, str]:
+def _choose(backend: str, ids: Tensor, hash: str, tensors: Sequence[Tensor]) -> tuple[str, str]:
     def obstacle(name: str) -> str:
-        missing = _hash_obstacle(name, device, hash)
+        missing = _hash_obstacle(name, ids, hash)
         if missing:
             return missing
         if any(tensor.dtype == torch.float64 for tensor in tensors):
@@ -289,19 +289,24 @@ def _choose(backend: str, device: str, hash: str, tensors: Sequence[Tensor]) -> 
         width = tensors[0].shape[2]
         if name in GPU_MAX_WIDTH and width > GPU_MAX_WIDTH[name]:
             return f"codewords of {width} columns are wider than {GPU_MAX_WIDTH[name]}"
+        if name == "cuda" and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            missing = _backend.missing_obstacle("triton", ids.device.type, ("triton",))
+            return f"its gradients are computed by triton: {missing}" if missing else ""
         return ""
 
-    return _backend.choose("multi_hash_lookup", backend, device, obstacle)
+    return _backend.choose("multi_hash_lookup", backend, ids.device.type, obstacle)
 
 
-def _hash_obstacle(name: str, device: str, hash: str) -> str:
-    missing = _backend.missing_obstacle(name, device, ("cpu", "triton"))
+def _hash_obstacle(name: str, ids: Tensor, hash: str) -> str:
+    missing = _backend.missing_obstacle(name, ids.device.type, ("cpu", "triton", "cuda"))
     if missing:
         return missing
-    if name == "cpu" and not _HAS_CPU_OP:
-        return "this build has no C++ op of that name"
+    if name not in _BACKENDS:
+        return f"this build has no {name.upper()} op of that name"
     if name != "cpu" and hash != "mix64":
         return f"hash {hash!r} runs on CPUs only"
+    if name != "cpu" and ids.shape[1] > _GPU_MAX_FIELDS:
+        return f"{ids.shape[1]} fields are more than {_GPU_MAX_FIELDS}"
     return ""
 
 
@@ -323,11 +328,20 @@ def _hashing(
 # ---- the ops: C++ (schemas in csrc/schemas.cpp) and Triton ----
 
 # A codeword is held in the registers of one block.
-GPU_MAX_WIDTH = {"triton": 1024}
+GPU_MAX_WIDTH = {"triton": 1024, "cuda": 1024}
+_GPU_MAX_FIELDS = 1024  # the numbers of their crosses fit into 32 bits
 
-_HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    "mtlfast::multi_hash_lookup_forward", "CPU"
-)
+# Those that have the op: "triton", and "cpu" and "cuda" as far as their libraries are loaded.
+_LOADED = {"cpu": _extension.cpu_ops_available(), "cuda": _extension.cuda_ops_available()}
+_BACKENDS = ["triton"] + [
+    name
+    for name, loaded in _LOADED.items()
+    if loaded
+    and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "mtlfast::multi_hash_lookup_forward", name.upper()
+    )
+]
+_HAS_CPU_OP = "cpu" in _BACKENDS
 _NUM_INPUTS = 10  # of the forward op; 1, 2 and 3 are codebook, pair_weights and codeword_weights
 
 
@@ -490,10 +504,13 @@ _triton_dense, _triton_sparse = _dense_and_sparse("multi_hash_lookup_triton")
 
 if _HAS_CPU_OP:
     _register_indices("multi_hash_indices")
-    _cpu, _sparse = _dense_and_sparse("multi_hash_lookup")
+    _cpp_dense, _cpp_sparse = _dense_and_sparse("multi_hash_lookup")
     _step = _native.eager_only(
         "multi_hash_lookup",
         _forward_step,
         setup_context=_setup_step,
         backward=_backward_step,
     )
+if "cuda" in _BACKENDS:
+    for _way in ("backward", "backward_sparse"):
+        _triton.serve(f"multi_hash_lookup_{_way}", "multi_hash_lookup", _way)

@@ -7,8 +7,6 @@ Host code and kernels are those of the GPU; only warps, barriers and launches ar
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,20 +18,10 @@ from torch import Tensor
 
 from mtlfast import _extension, reference
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(not _extension.cpu_ops_available(), reason="built without the C++ part"),
     pytest.mark.usefixtures("poisoned_memory"),
 ]
-
-
-@pytest.fixture(scope="module")
-def emulated() -> Any:
-    sys.path.insert(0, str(ROOT / "csrc"))
-    import native_build
-
-    torch.ops.load_library(str(native_build.emulate()))
-    return torch.ops.mtlfast_emulated
 
 
 def inputs_of(case: Case) -> list[Tensor | None]:
