@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mtlfast.jagged import JaggedSequences
 from mtlfast.reference import ConditionalTransformerWeights
 
-from .common import Padded, decoder_tail, feed_forward, normalize, pad, slots
+from .common import Padded, Slots, decoder_tail, feed_forward, normalize, pad, slots
 
 
 def batched(
@@ -22,8 +22,11 @@ def batched(
     num_heads: int,
     eps: float = 1e-5,
     user_index: Tensor | None = None,
+    by_user: Slots | None = None,
 ) -> Tensor:
-    """Encodes every user once. Arguments and result as in ``conditional_interest``."""
+    """Encodes every user once. Arguments and result as in ``conditional_interest``; a compiler,
+    which cannot see through data, gets ``by_user`` in place of ``user_index``.
+    """
     blocks, lengths = pad(sequences)
     num_tasks = scale.shape[0]
     num_users, d = lengths.shape[1], target.shape[1]
@@ -31,7 +34,8 @@ def batched(
     encoder_qkv = torch.cat([encoder.q_proj, encoder.k_proj, encoder.v_proj])
     decoder_kv = torch.cat([decoder.k_proj, decoder.v_proj])
 
-    by_user = slots(user_index, num_users)
+    if by_user is None:
+        by_user = slots(user_index, num_users)
     item = target if by_user.candidate is None else target[by_user.candidate]
     query = F.linear(item, decoder.q_proj).view(num_users, 1, by_user.width, num_heads, -1)
     query = query.transpose(2, 3).expand(-1, num_tasks, -1, -1, -1).flatten(0, 1)
