@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # The release that this torch's CUDA builds bring along; GPU kernels are interpreted and compiled with it.
 TRITON ?= triton==3.7.1
-EXTRAS := train,bench,test,dev
+EXTRAS := train,bench,analyze,test,dev
 
 VENV := .venv
 BIN := $(VENV)/bin

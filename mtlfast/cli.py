@@ -11,11 +11,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mtlfast._version import __version__
-from mtlfast.commands import bench, demo, env, evaluate, models, reproduce, train, tune
+from mtlfast.commands import (
+    analyze,
+    bench,
+    demo,
+    env,
+    evaluate,
+    models,
+    reproduce,
+    train,
+    tune,
+)
+from mtlfast.commands.subcommands import add_commands
 
 __all__ = ["main"]
 
-COMMANDS = (train, evaluate, demo, bench, tune, reproduce, models, env)
+COMMANDS = (train, evaluate, analyze, demo, bench, tune, reproduce, models, env)
 
 _EPILOG = """\
 first steps:
@@ -67,20 +78,7 @@ def build_parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mtlfast {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        command = commands.add_parser(
-            module.NAME,
-            help=module.HELP,
-            description=module.DESCRIPTION,
-            epilog=module.EXAMPLES,
-            usage=f"mtlfast {module.NAME} {module.USAGE}".rstrip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            add_help=not module.PASSES_ON,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run, parser=command, passes_on=module.PASSES_ON)
+    add_commands(parser, COMMANDS, "commands", "COMMAND")
     return parser
 
 
@@ -106,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"{program}: error: this command needs the package {error.name!r}; "
-            "install what is missing with: pip install 'mtlfast[train,bench]'",
+            "install what is missing with: pip install 'mtlfast[train,bench,analyze]'",
             file=sys.stderr,
         )
         return 2

@@ -74,9 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _default_output(report: dict[str, Any]) -> Path:
-    from mtlfast.training.runs import data_label
+    from mtlfast.training.runs import checkpoint_home, data_label
 
     checkpoint = Path(report["checkpoint"])
-    inside_run = checkpoint.parent.name == "checkpoints"
-    folder = checkpoint.parent.parent if inside_run else checkpoint.parent
-    return folder / f"evaluation-{data_label(report['data'])}-{checkpoint.stem}.json"
+    name = f"evaluation-{data_label(report['data'])}-{checkpoint.stem}.json"
+    return checkpoint_home(checkpoint) / name

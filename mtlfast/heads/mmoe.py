@@ -52,9 +52,13 @@ class MMoE(MultiTaskHead):
         for gate in self.gate_weight:
             nn.init.xavier_uniform_(gate)
 
+    def gates(self, x: Tensor) -> Tensor:
+        """Weights of the experts ``[T, B, K]`` for ``[S, B, D]``, ``S`` = 1 or ``T``."""
+        return stacked_linear(x, self.gate_weight).softmax(dim=-1)
+
     def task_repr(self, x: Tensor) -> Tensor:
         streams, batch, _ = x.shape
         experts = self.experts(shared_rows(x))
         experts = experts.view(self.num_experts, streams, batch, self.repr_dim)
-        gates = stacked_linear(x, self.gate_weight).softmax(dim=-1)  # [T, B, K]
+        gates = self.gates(x)
         return (gates.permute(2, 0, 1).unsqueeze(-1) * experts).sum(dim=0)

@@ -60,6 +60,10 @@ class ExtractionLevel(nn.Module):
         if self.shared_gate_weight is not None:
             nn.init.xavier_uniform_(self.shared_gate_weight[0])
 
+    def task_gates(self, task: Tensor) -> Tensor:
+        """Weights ``[T, B, n]`` of a task's own experts, then of the shared ones."""
+        return stacked_linear(task, self.task_gate_weight).softmax(dim=-1)
+
     def forward(self, task: Tensor, shared: Tensor) -> tuple[Tensor, Tensor | None]:
         """Next task streams ``[T, B, out]`` and shared streams ``[S, B, out]`` (None if last).
 
@@ -72,8 +76,7 @@ class ExtractionLevel(nn.Module):
         own = self.task_experts(task)  # [T*n_task, B, out]
         common = self.shared_experts(shared_rows(shared)).view(n_shared, streams, batch, width)
 
-        gates = stacked_linear(task, self.task_gate_weight).softmax(dim=-1)
-        gates = gates.permute(2, 0, 1).unsqueeze(-1)  # [n_task + n_shared, T, B, 1]
+        gates = self.task_gates(task).permute(2, 0, 1).unsqueeze(-1)  # [n_task + n_shared, T, B, 1]
         own_by_task = own.view(self.num_tasks, n_task, batch, width).transpose(0, 1)
         next_task = (gates[:n_task] * own_by_task).sum(dim=0)
         next_task = next_task + (gates[n_task:] * common).sum(dim=0)

@@ -9,7 +9,7 @@ from mtlfast.models.memonet import MemoNet, MemoNetModelConfig
 from mtlfast.models.registry import ModelEntry, available, build
 from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec, Sizes
-from mtlfast.models.tfi import TFI, TFIConfig
+from mtlfast.models.tfi import TFI, TFIConfig, TFIOutput
 
 __all__ = [
     "DTN",
@@ -32,6 +32,7 @@ __all__ = [
     "SFMConfig",
     "Sizes",
     "TFIConfig",
+    "TFIOutput",
     "available",
     "build",
     "gate_usage",

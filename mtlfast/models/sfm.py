@@ -130,4 +130,8 @@ class SFM(MTL):
         return len(config.interactions) * config.output_dim
 
     def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
-        return self.head(torch.cat([method(fields, ids) for method in self.interactions], dim=-1))
+        return self.head(torch.cat(self.modules_of(fields, ids), dim=-1))
+
+    def modules_of(self, fields: Tensor, ids: Tensor) -> list[Tensor]:
+        """The output ``[B, D_o]`` of every method, from what :meth:`logits` reads."""
+        return [method(fields, ids) for method in self.interactions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from mtlfast.heads import Towers
 from mtlfast.heads.base import log_odds
 from mtlfast.interactions import InteractionConfig, MaskNetConfig
 from mtlfast.interactions.base import xavier_
+from mtlfast.jagged import JaggedSequences
 from mtlfast.models.field_model import FieldModel, FieldModelConfig
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import InterestFunction, stacked_linear
@@ -48,6 +50,17 @@ class TFIConfig(FieldModelConfig):
         check_count("output_dim", self.output_dim)
         check_units("tower_units", self.tower_units, allow_empty=True)
         check_dropout(self.dropout)
+
+
+class TFIOutput(NamedTuple):
+    """What :meth:`TFI.forward` returns when a hook is asked for; the rest is None."""
+
+    logits: Tensor
+    """``[B, T]``."""
+    gates: Tensor | None = None
+    """``[B, T, 2*J]``: the weights of a task's own modules, then of the shared ones."""
+    modules: Tensor | None = None
+    """``[(T+1)*J, B, D_o]``: the modules of each task, then the shared ones."""
 
 
 class TFI(FieldModel):
@@ -89,14 +102,65 @@ class TFI(FieldModel):
             with torch.no_grad():
                 self.towers.bias.copy_(log_odds(spec.positive_rates))
 
+    @overload
+    def forward(
+        self,
+        sparse: Tensor,
+        sequences: JaggedSequences | None = None,
+        user_index: Tensor | None = None,
+        *,
+        return_gates: Literal[False] = False,
+        return_modules: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        sparse: Tensor,
+        sequences: JaggedSequences | None = None,
+        user_index: Tensor | None = None,
+        *,
+        return_gates: bool = False,
+        return_modules: bool = False,
+    ) -> Tensor | TFIOutput: ...
+
+    def forward(
+        self,
+        sparse: Tensor,
+        sequences: JaggedSequences | None = None,
+        user_index: Tensor | None = None,
+        *,
+        return_gates: bool = False,
+        return_modules: bool = False,
+    ) -> Tensor | TFIOutput:
+        """Logits ``[B, T]``, or a :class:`TFIOutput` when any ``return_`` option is set.
+
+        Args:
+            sparse: int64 ids ``[B, F]``.
+            sequences, user_index: not read; every model takes a batch in the same way.
+            return_gates: fill ``gates``.
+            return_modules: fill ``modules``.
+        """
+        out = self._compute(self.embedding(sparse), sparse)
+        if not (return_gates or return_modules):
+            return out.logits
+        return TFIOutput(
+            out.logits,
+            out.gates if return_gates else None,
+            out.modules if return_modules else None,
+        )
+
     def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
+        return self._compute(fields, ids).logits
+
+    def _compute(self, fields: Tensor, ids: Tensor) -> TFIOutput:
         own_count = self.num_tasks * self.modules_per_group
         outputs = self.interaction(fields, ids)  # [(T+1)*J, B, D_o], the shared ones last
         own = outputs[:own_count].unflatten(0, (self.num_tasks, -1)).transpose(0, 1)
         shared = outputs[own_count:].unsqueeze(1)
         x = fields.flatten(1).unsqueeze(0)
-        gates = stacked_linear(x, self.gate_weight, self.gate_bias).softmax(dim=-1)
-        gates = gates.permute(2, 0, 1).unsqueeze(-1)  # [2*J, T, B, 1]
+        weights = stacked_linear(x, self.gate_weight, self.gate_bias).softmax(dim=-1)
+        gates = weights.permute(2, 0, 1).unsqueeze(-1)  # [2*J, T, B, 1]
         mixed = (gates[: self.modules_per_group] * own).sum(dim=0)
         mixed = mixed + (gates[self.modules_per_group :] * shared).sum(dim=0)
-        return self.towers(mixed)
+        return TFIOutput(self.towers(mixed), weights.transpose(0, 1), outputs)

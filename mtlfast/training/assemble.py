@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from mtlfast.training.metrics import mean_auc
 from mtlfast.training.progress import Progress
 
 __all__ = [
+    "Restored",
     "evaluate_checkpoint",
     "load_model",
     "make_model",
     "make_source",
+    "open_checkpoint",
     "resume_training",
     "start_training",
 ]
@@ -101,6 +104,51 @@ def load_model(path: str | Path, *, backend: str | None = None) -> tuple[nn.Modu
     return model.eval(), config
 
 
+@dataclass(frozen=True)
+class Restored:
+    """A trained model with its data.
+
+    Attributes:
+        file: the checkpoint.
+        step: training steps behind it.
+        config: the settings it was trained with, but for those that were overridden.
+        source: the data that ``config`` names.
+        model: in the mode that a fresh model has.
+    """
+
+    file: Path
+    step: int
+    config: TrainConfig
+    source: DataSource
+    model: nn.Module
+
+
+def open_checkpoint(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
+) -> Restored:
+    """The model of a checkpoint and a data source that fits it.
+
+    Args:
+        path: a run folder (its latest checkpoint) or a checkpoint file.
+        overrides: settings that differ from those the model was trained with: data, backend,
+            precision, batch_size and the like.
+        quiet: no progress bar while data are prepared.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used with this data.
+        ValueError: naming a wrong setting.
+    """
+    file = find_checkpoint(path)
+    content = load_checkpoint(file)
+    stored = _stored_config(content, file)
+    config = TrainConfig.from_dict({**stored.to_dict(), **(overrides or {})}, "settings")
+    source = make_source(config, quiet=quiet)
+    check_spec(content, source.spec, file)
+    model = make_model(config, source.spec)
+    load_weights(model, content, file)
+    return Restored(file, content["progress"]["step"], config, source, model)
+
+
 def evaluate_checkpoint(
     path: str | Path, overrides: Mapping[str, Any] | None = None, *, quiet: bool = False
 ) -> dict[str, Any]:
@@ -117,19 +165,13 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: if the checkpoint cannot be used with this data.
     """
-    file = find_checkpoint(path)
-    content = load_checkpoint(file)
-    stored = _stored_config(content, file)
-    config = TrainConfig.from_dict({**stored.to_dict(), **(overrides or {})}, "settings")
-    source = make_source(config, quiet=quiet)
-    check_spec(content, source.spec, file)
-    model = make_model(config, source.spec)
-    load_weights(model, content, file)
+    found = open_checkpoint(path, overrides, quiet=quiet)
+    config = found.config
     begun = time.perf_counter()
-    metrics = Trainer(config, source, model, file.parent, quiet=quiet).evaluate()
+    metrics = Trainer(config, found.source, found.model, found.file.parent, quiet=quiet).evaluate()
     return {
-        "checkpoint": str(file),
-        "step": content["progress"]["step"],
+        "checkpoint": str(found.file),
+        "step": found.step,
         "model": config.model,
         "data": config.data,
         "data_options": config.data_options,

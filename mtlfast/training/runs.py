@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["data_label", "new_run_folder"]
+__all__ = ["checkpoint_home", "data_label", "new_run_folder"]
 
 
 def new_run_folder(chosen: str | Path | None, model: str, data: str, root: str = "runs") -> Path:
@@ -40,3 +40,8 @@ def data_label(data: str) -> str:
     """A short file name for a data source: "synthetic:tenrec" -> "tenrec"."""
     kind, _, rest = data.partition(":")
     return re.sub(r"[^A-Za-z0-9]+", "-", rest if kind == "synthetic" else kind).strip("-")
+
+
+def checkpoint_home(file: Path) -> Path:
+    """The run folder of a checkpoint; the folder it lies in, where that is no run's."""
+    return file.parent.parent if file.parent.name == "checkpoints" else file.parent

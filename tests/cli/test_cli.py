@@ -178,7 +178,7 @@ def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert cli.main(["train", "--config", "a.yaml"]) == 2
     error = capsys.readouterr().err
-    assert "pip install 'mtlfast[train,bench]'" in error
+    assert "pip install 'mtlfast[train,bench,analyze]'" in error
 
 
 def test_models_and_env(capsys):

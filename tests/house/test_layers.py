@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Leaves are tiny files that know nothing but other leaves; `bare` ones need only torch and NumPy.
 BARE = {"jagged", "errors", "dtypes", "_version"}
 NATIVE = {"_C", "_extension", "_ranges"}
-LEAVES = BARE | {"_config", "_checks"}
+LEAVES = BARE | {"_config", "_checks", "_ranking"}
 BLOCKS = {"heads", "sequence", "interactions"}
 BELOW_MODELS = LEAVES | {"ops", "nn"} | BLOCKS
 BELOW_TOP = BELOW_MODELS | {"models", "data"}

@@ -1,0 +1,1 @@
+"""One file per analysis of `mtlfast analyze`, built as the commands are."""

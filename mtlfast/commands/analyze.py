@@ -1,0 +1,45 @@
+"""`mtlfast analyze`: what a trained model has learned, as tables and plots."""
+
+from __future__ import annotations
+
+import argparse
+
+from mtlfast.commands.analyses import divergence, gates, importance, relaimp, tsne
+from mtlfast.commands.subcommands import add_commands
+
+NAME = "analyze"
+USAGE = "ANALYSIS ..."
+PASSES_ON = False
+HELP = "feature importance, gates, t-SNE and comparisons of trained models"
+DESCRIPTION = """\
+Look into trained models. Every analysis prints a table and writes it as CSV beside a plot
+(PNG), by default into the folder `analysis` of the run. A run is what `mtlfast train`
+writes; its latest checkpoint and its test data are loaded as `mtlfast evaluate` does.
+"""
+EXAMPLES = """\
+examples:
+  train something first
+    mtlfast train --model dtn --data census:path/to/folder --run-dir runs/dtn
+
+  which features each task needs
+    mtlfast analyze importance runs/dtn --repeats 5
+
+  which interactions each task uses
+    mtlfast analyze gates runs/dtn
+
+  how much better it is than another model
+    mtlfast analyze relaimp --base runs/shared --model runs/dtn
+
+`mtlfast analyze ANALYSIS --help` has the details of each.
+"""
+ANALYSES = (importance, divergence, gates, tsne, relaimp)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the analyses, each with options of its own."""
+    add_commands(parser, ANALYSES, "analyses", "ANALYSIS")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Not reached: every analysis brings its own."""
+    raise RuntimeError("an analysis is required")
