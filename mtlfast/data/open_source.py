@@ -16,6 +16,7 @@ from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
 from mtlfast.data.progress import MakeProgress, no_progress
 from mtlfast.data.source import DataSource
 from mtlfast.data.synthetic import ECOMMERCE, TENREC, Shape, SyntheticSource
+from mtlfast.data.without_tasks import WithoutTasks
 
 __all__ = ["SOURCES", "open_source"]
 
@@ -52,11 +53,16 @@ def open_source(name: str, *, progress: MakeProgress = no_progress, **options: A
         progress: shows how far work of more than seconds is.
         options: for the synthetic ones see ``SyntheticSource``; for event logs those of
             ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for others see
-            ``CensusSource``, ``AliExpressSource``, ``AliCCPSource``.
+            ``CensusSource``, ``AliExpressSource``, ``AliCCPSource``. With each of them
+            ``without_tasks``, names of tasks to leave out, see ``WithoutTasks``.
 
     Raises:
         ValueError: for an unknown name or option (saying which exist), or for bad data.
     """
+    left_out = options.pop("without_tasks", ())
+    if left_out:
+        source = open_source(name, progress=progress, **options)
+        return WithoutTasks(source, [left_out] if isinstance(left_out, str) else left_out)
     kind, _, rest = name.partition(":")
     if name == TENREC.name:
         return _synthetic(TENREC, options)

@@ -15,7 +15,13 @@ from mtlfast.heads import HeadConfig, MMoEConfig
 from mtlfast.jagged import JaggedSequences
 from mtlfast.models.loss import task_losses
 from mtlfast.models.spec import DataSpec
-from mtlfast.nn import FeatureEmbedding, TaskSpecificInterest, TaskSpecificRefinement
+from mtlfast.nn import (
+    FeatureEmbedding,
+    InjectedTransformer,
+    SeparateTransformers,
+    TaskSpecificInterest,
+    TaskSpecificRefinement,
+)
 from mtlfast.nn.conditional_transformer import EmptyRule, InterestFunction
 from mtlfast.sequence import JaggedPositionEncoding, PositionKind
 
@@ -42,6 +48,11 @@ class DTRNConfig:
         prior_bias: start the output biases at the log-odds of the data's positive rates.
         sparse_grad: sparse gradient of the embedding table.
         backend: implementation of the fused ops.
+        interests: "conditional" (TIM), or "separate" for DMT's: a transformer per behavior, and
+            interests that all tasks share. With ``refinement=False`` that is DMT under any head.
+        injection: how task and behavior enter the transformer of TIM: "norm" (DTRN), or "qkv",
+            "ffn1", "ffn2" as in the paper's Table 6, see :class:`mtlfast.nn.InjectedTransformer`.
+        inject_where: "both", "encoder" or "decoder", for injections other than "norm".
 
     Raises:
         ValueError: naming the field.
@@ -64,6 +75,9 @@ class DTRNConfig:
     prior_bias: bool = True
     sparse_grad: bool = False
     backend: str = "auto"
+    interests: Literal["conditional", "separate"] = "conditional"
+    injection: Literal["norm", "qkv", "ffn1", "ffn2"] = "norm"
+    inject_where: Literal["both", "encoder", "decoder"] = "both"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "num_heads", "ffn_dim", "hyper_dim", "refinement_dim"):
@@ -80,6 +94,14 @@ class DTRNConfig:
             raise bad("pos_encoding", "none, learned or sinusoidal", repr(self.pos_encoding))
         if self.empty not in ("no_attention", "zero_interest"):
             raise bad("empty", "no_attention or zero_interest", repr(self.empty))
+        if self.interests not in ("conditional", "separate"):
+            raise bad("interests", "conditional or separate", repr(self.interests))
+        if self.injection not in ("norm", "qkv", "ffn1", "ffn2"):
+            raise bad("injection", "norm, qkv, ffn1 or ffn2", repr(self.injection))
+        if self.inject_where not in ("both", "encoder", "decoder"):
+            raise bad("inject_where", "both, encoder or decoder", repr(self.inject_where))
+        if self.interests == "separate" and self.injection != "norm":
+            raise bad("injection", "norm where interests are separate", repr(self.injection))
         if not isinstance(self.head, HeadConfig):
             raise bad("head", "a HeadConfig", type(self.head).__name__)
         if self.task_weights is not None and not all(w >= 0 for w in self.task_weights):
@@ -156,17 +178,8 @@ class DTRN(nn.Module):
                 config.pos_encoding, num_behaviors, max(spec.max_lengths), d
             )
         )
-        self.tim = TaskSpecificInterest(
-            d,
-            config.num_heads,
-            4 * d if config.ffn_dim is None else config.ffn_dim,
-            num_tasks,
-            num_behaviors,
-            hyper_dim=config.hyper_dim,
-            eps=config.eps,
-            backend=config.backend if backend is None else backend,
-            empty=config.empty,
-            share_enc_dec=config.share_enc_dec,
+        self.tim = _interest_module(
+            config, num_tasks, num_behaviors, config.backend if backend is None else backend
         )
         sparse_dim = len(spec.vocab_sizes) * d
         self.trm = (
@@ -261,6 +274,42 @@ class DTRN(nn.Module):
         loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
         extra = self.head.extra_loss(logits)
         return loss if extra is None else loss + extra
+
+
+def _interest_module(
+    config: DTRNConfig, num_tasks: int, num_behaviors: int, backend: str | InterestFunction
+) -> TaskSpecificInterest | SeparateTransformers | InjectedTransformer:
+    """TIM, or what the paper compares it with."""
+    d = config.embed_dim
+    ffn_dim = 4 * d if config.ffn_dim is None else config.ffn_dim
+    sizes = (d, config.num_heads, ffn_dim, num_tasks, num_behaviors)
+    if config.interests == "separate":
+        return SeparateTransformers(
+            *sizes,
+            eps=config.eps,
+            backend=backend,
+            empty=config.empty,
+            share_enc_dec=config.share_enc_dec,
+        )
+    if config.injection != "norm":
+        return InjectedTransformer(
+            *sizes,
+            injection=config.injection,
+            where=config.inject_where,
+            hyper_dim=config.hyper_dim,
+            eps=config.eps,
+            backend=backend,
+            empty=config.empty,
+            share_enc_dec=config.share_enc_dec,
+        )
+    return TaskSpecificInterest(
+        *sizes,
+        hyper_dim=config.hyper_dim,
+        eps=config.eps,
+        backend=backend,
+        empty=config.empty,
+        share_enc_dec=config.share_enc_dec,
+    )
 
 
 def _raw(fields: Tensor, interest: Tensor) -> Tensor:

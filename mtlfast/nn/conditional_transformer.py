@@ -209,10 +209,7 @@ class ConditionalTransformer(nn.Module):
         scale, shift = self.norm_tables() if tables is None else tables
         interests = self._interest(sequences, target, scale, shift, user_index)
         if self.empty == "zero_interest":
-            empty = sequences.lengths() == 0  # [M, U]
-            if user_index is not None:
-                empty = empty[:, user_index]
-            interests = interests.masked_fill(empty.t()[:, None, :, None], 0.0)
+            interests = empty_as_zero(interests, sequences, user_index)
         return interests
 
     def _interest(
@@ -253,3 +250,13 @@ class ConditionalTransformer(nn.Module):
             f"{self.embed_dim}, num_heads={self.num_heads}, ffn_dim={self.ffn_dim}, "
             f"num_tasks={self.num_tasks}, num_behaviors={self.num_behaviors}, backend={backend}"
         )
+
+
+def empty_as_zero(
+    interests: Tensor, sequences: JaggedSequences, user_index: Tensor | None
+) -> Tensor:
+    """``interests [B, T, M, d]`` with zeros where a candidate's sequence is empty."""
+    empty = sequences.lengths() == 0  # [M, U]
+    if user_index is not None:
+        empty = empty[:, user_index]
+    return interests.masked_fill(empty.t()[:, None, :, None], 0.0)
