@@ -179,7 +179,7 @@ def _of_tfi(model: TFI, batch: Batch, spec: DatasetSpec) -> Gates:
 
 def _of_head(model: nn.Module, head: MMoE | PLE, batch: Batch, spec: DatasetSpec) -> Gates:
     inputs: list[Tensor] = []
-    watched = list(head.levels) if isinstance(head, PLE) else [head]
+    watched: list[nn.Module] = list(head.levels) if isinstance(head, PLE) else [head]
     hooks = [
         module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         for module in watched
@@ -191,14 +191,18 @@ def _of_head(model: nn.Module, head: MMoE | PLE, batch: Batch, spec: DatasetSpec
             hook.remove()
     found: Gates = []
     for level, (module, x) in enumerate(zip(watched, inputs, strict=True), start=1):
+        gate, own = "mixture", 0
         if isinstance(module, ExtractionLevel):
             gates, gate = module.task_gates(x), f"level {level}"  # [T, B, n]
-            own, shared = module.num_task_experts, module.num_shared_experts
+            own = module.num_task_experts
+        elif isinstance(module, MMoE):
+            gates = module.gates(x.unsqueeze(0) if x.dim() == 2 else x.transpose(0, 1))
         else:
-            streams = x.unsqueeze(0) if x.dim() == 2 else x.transpose(0, 1)
-            gates, gate, own, shared = module.gates(streams), "mixture", 0, module.num_experts
+            raise TypeError(f"expected MMoE or a level of PLE, found {type(module).__name__}")
         for t, task in enumerate(spec.tasks):
             candidates = [Candidate(task, gate, task, "expert", i) for i in range(own)]
-            candidates += [Candidate(task, gate, "shared", "expert", i) for i in range(shared)]
+            candidates += [
+                Candidate(task, gate, "shared", "expert", i) for i in range(gates.shape[-1] - own)
+            ]
             found.append((candidates, gates[t]))
     return found

@@ -44,15 +44,15 @@ def test_every_row_learns(row):
     model = make(**TABLES[row])
     batch = make_batch()
     labels = torch.rand(B, T, generator=torch.Generator().manual_seed(1)).round()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     losses = []
-    for _ in range(12):
+    for _ in range(6):
         loss = model.loss(model(*batch), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert DTRNConfig.from_dict(model.config.to_dict()) == model.config
     other = make(**TABLES[row])
     other.load_state_dict(model.state_dict())
@@ -89,4 +89,4 @@ def test_trm_tells_the_tasks_of_shared_interests_apart():
 )
 def test_wrong_options_are_named(options, text):
     with pytest.raises(ValueError, match=text):
-        make(**options)
+        DTRNConfig(**options)

@@ -10,6 +10,9 @@ from mtlfast.analysis.figures.style import COLORS, clean, new_figure, shorten
 
 __all__ = ["draw_divergence"]
 
+# Neighbours in the table often lie close to each other: their numbers go different ways.
+_OFFSETS = ((5, 5), (5, -11), (-9, 6), (-10, -12))
+
 
 def draw_divergence(found: Divergence, *, title: str = "", top: int = 10) -> Any:
     """Importance for the first task against that for the second (DTN, arXiv 2408.11611, Figure 2).
@@ -45,7 +48,7 @@ def draw_divergence(found: Divergence, *, title: str = "", top: int = 10) -> Any
         axes.annotate(
             str(number),
             (first, second),
-            xytext=(4, 4),
+            xytext=_OFFSETS[number % len(_OFFSETS)],
             textcoords="offset points",
             fontsize=8,
             color=color,

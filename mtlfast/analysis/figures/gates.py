@@ -9,6 +9,8 @@ from mtlfast.analysis.gates import Candidate, GateReport
 
 __all__ = ["draw_gates"]
 
+_EQUAL = "equal weights"
+
 
 def draw_gates(found: GateReport, *, title: str = "") -> Any:
     """The weights of each task's gates (DTN, arXiv 2408.11611, Figure 4).
@@ -53,7 +55,7 @@ def draw_gates(found: GateReport, *, title: str = "") -> Any:
                 color="#404040",
                 linestyle="--",
                 linewidth=1,
-                label="equal weights" if number == len(gates) - 1 else None,
+                label=_EQUAL,
             )
         axes.set_yticks(places, [_label(w.candidate, numbered) for w in weights])
         axes.set_ylim(places[-1] + 0.6, -0.6)
@@ -61,9 +63,18 @@ def draw_gates(found: GateReport, *, title: str = "") -> Any:
         axes.set_xlabel("mean gate weight", fontsize=9)
     for axes in list(panels.flat)[tasks:]:
         axes.set_axis_off()
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    handles: dict[str, Any] = {}
+    for axes in list(panels.flat)[:tasks]:
+        found_here = axes.get_legend_handles_labels()
+        handles.update(zip(found_here[1], found_here[0], strict=True))
+    equal = handles.pop(_EQUAL)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
+        [*handles.values(), equal],
+        [*handles, _EQUAL],
+        loc="outside lower center",
+        ncols=len(handles) + 1,
+        fontsize=8,
+        frameon=False,
     )
     name = f" of {title}" if title else ""
     figure.suptitle(f"Gates{name}, mean ± sd over {found.samples:,} samples", fontsize=11)
