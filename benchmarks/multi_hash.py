@@ -117,7 +117,7 @@ class MultiHashWorkload:
         if training:
             named |= {"codebook": result[1].to_dense(), "pair_weights": result[2]}
             named["codebook"] = named["codebook"].view(self.codebook.shape)
-        truth, plain = self._expected(training)
+        truth, plain = self.expected(training)
         return judge(named, truth, plain, factor)
 
     def work(self, mode: Mode) -> Work:
@@ -137,7 +137,9 @@ class MultiHashWorkload:
         return Work(flops=flops, bytes=float(moved), padding=1.0)
 
     @functools.cache  # noqa: B019 (lives as long as the worker process)
-    def _expected(self, training: bool) -> tuple[Tensors, dict[str, float]]:
+    def expected(self, training: bool) -> tuple[Tensors, dict[str, float]]:
+        """The truth of the first input set, and the error of plain PyTorch in the case's dtype."""
+
         def compute(dtype: torch.dtype) -> Tensors:
             codebook = self.codebook.to(dtype).requires_grad_(training)
             weights = self.weights[0].to(dtype).requires_grad_(training)

@@ -16,14 +16,16 @@ from mtlfast import ops, reference
 
 from ..baselines import conditional_interest as baselines
 from ..baselines import conditional_layer_norm as layer_norm
-from ..cases import Case, Mode, serving_case, training_case
+from ..cases import Case, Mode, multi_hash_case, serving_case, training_case
 from ..check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, errors, judge, reference_result
 from ..flops import Work, interest_work, layer_norm_work
 from ..inputs import InterestInputs, interest_inputs, rotation, rotation_length
 from ..timing import interleave
 from . import ceilings
-from .graphs import BACKENDS, capture, interest, synchronize
+from .graphs import BACKENDS, interest, synchronize
+from .multi_hash import MultiHash
 from .timing import clock_of
+from .variants import Failed, Variant, graphed
 
 _CACHE_BYTES = 128 << 20  # more than the second-level cache of any of these devices
 _WHOLE = 1 << 28  # blocks of the ragged baseline: one per length, for launches cost most on a GPU
@@ -43,13 +45,19 @@ def plans(device: str) -> list[Plan]:
     if device == "cpu":
         tiny = training_case("tenrec", 16, batch=4, users=4, num_tasks=2)
         norm = training_case("tenrec", 16, batch=4, users=4, stem="conditional_layer_norm")
-        return [Plan(norm, "training"), Plan(tiny, "forward")]
+        lookup = multi_hash_case(3, 1, d=4, batch=4, num_codewords=50)
+        return [Plan(norm, "training"), Plan(lookup, "training"), Plan(tiny, "forward")]
     main, bf16 = training_case("ecommerce", 32), training_case("ecommerce", 32, dtype="bfloat16")
     found = [Plan(bf16, "forward", True), Plan(main, "forward", True)]
     found += [Plan(bf16, "training"), Plan(main, "training")]
     for dtype in ("bfloat16", "float32"):
         norm = training_case("ecommerce", 32, stem="conditional_layer_norm", dtype=dtype)
         found += [Plan(norm, "forward", True), Plan(norm, "training")]
+    lookup = multi_hash_case(17, 2)
+    found += [Plan(lookup, "forward", True), Plan(lookup, "training", True)]
+    found += [Plan(multi_hash_case(17, 2, gradient="sparse"), "training")]
+    found += [Plan(multi_hash_case(17, 2, num_codewords=1000), "training")]
+    found += [Plan(multi_hash_case(20, 4, dtype="bfloat16"), "forward")]
     for dtype in ("bfloat16", "float32"):
         found += [Plan(training_case("tenrec", 32, dtype=dtype), "forward")]
         found += [Plan(serving_case("ecommerce", 32, dtype=dtype), "serving")]
@@ -110,17 +118,16 @@ def table(found: dict[str, Any]) -> str:
 
 # ---- one case ----
 
-Variant = Callable[[int], Any]
 
-
-class _Failed(Exception):
-    """A variant that cannot be had; the text says why."""
+def _work_of(plan: Plan, device: str) -> Any:
+    if plan.case.stem == "multi_hash_lookup":
+        return MultiHash(plan.case, plan.mode, device, compiled=plan.compiled)
+    return (_LayerNorm if plan.case.stem == "conditional_layer_norm" else _Interest)(plan, device)
 
 
 def _measure(plan: Plan, device: str, seconds: float, limits: dict[str, Any]) -> list[Any]:
     with torch.device(device):
-        stem = _LayerNorm if plan.case.stem == "conditional_layer_norm" else _Interest
-        work = stem(plan, device)
+        work = _work_of(plan, device)
         variants: dict[str, Variant] = {}
         rows = {}
         for name, make in work.variants().items():
@@ -134,7 +141,7 @@ def _measure(plan: Plan, device: str, seconds: float, limits: dict[str, Any]) ->
                 verdict = judge(work.named(result), *work.expected(), factor)
                 row |= {"error": verdict.error, "max_error": verdict.max_error}
                 row["peak_bytes"] = _peak_bytes(variant, device)
-            except _Failed as reason:
+            except Failed as reason:
                 row["status"] = f"not run: {reason}"
             except Exception as error:
                 row["status"] = f"failed: {type(error).__name__}: {str(error)[:160]}"
@@ -180,19 +187,6 @@ def _peak_bytes(variant: Variant, device: str) -> int:
     return int(torch.cuda.max_memory_allocated() - before)
 
 
-def _graphed(variant: Variant, sets: int, device: str) -> Variant:
-    """The same work from one CUDA graph per input set."""
-    if device != "cuda":
-        raise _Failed("there are no CUDA graphs on a CPU")
-    graphs = [capture(functools.partial(variant, i)) for i in range(sets)]
-
-    def replay(i: int) -> Any:
-        graphs[i][0].replay()
-        return graphs[i][1]
-
-    return replay
-
-
 class _Interest:
     """``conditional_interest``: its inputs, variants and truth."""
 
@@ -213,7 +207,7 @@ class _Interest:
             make[f"{backend}_graph"] = functools.partial(self._fused_graph, backend)
         make["batched"] = lambda: self._calling(baselines.batched, pads=True)
         make["ragged"] = lambda: self._calling(self._ragged)
-        make["ragged_graph"] = lambda: _graphed(
+        make["ragged_graph"] = lambda: graphed(
             self._calling(self._planned()), self.sets, self.device
         )
         if self.plan.compiled:
@@ -245,11 +239,11 @@ class _Interest:
                 backend=backend,
             )
         except ValueError as reason:
-            raise _Failed(str(reason)) from None
+            raise Failed(str(reason)) from None
         return self._run(lambda i: interest(self.inputs[i], backend))
 
     def _fused_graph(self, backend: str) -> Variant:
-        return _graphed(self._fused(backend), self.sets, self.device)
+        return graphed(self._fused(backend), self.sets, self.device)
 
     def _ragged(self, *args: Any, **options: Any) -> Tensor:
         return baselines.ragged(*args, hidden_floats=_WHOLE, **options)
@@ -260,7 +254,7 @@ class _Interest:
         sequences = self.inputs[0].sequences
         plan = baselines.make_plan(sequences, _WHOLE // (case.num_tasks * case.d_f))
         if self.inputs[0].user_index is not None:
-            raise _Failed("candidates are arranged on the host")
+            raise Failed("candidates are arranged on the host")
         return functools.partial(baselines.ragged, plan=plan)
 
     def _calling(self, function: Callable[..., Tensor], pads: bool = False) -> Variant:
@@ -340,11 +334,11 @@ class _LayerNorm:
         make: dict[str, Callable[[], Variant]] = {}
         for backend in BACKENDS:
             make[backend] = functools.partial(self._fused, backend)
-            make[f"{backend}_graph"] = lambda backend=backend: _graphed(
+            make[f"{backend}_graph"] = lambda backend=backend: graphed(
                 self._fused(backend), self.sets, self.device
             )
         make["eager"] = lambda: self._calling(layer_norm.eager)
-        make["eager_graph"] = lambda: _graphed(
+        make["eager_graph"] = lambda: graphed(
             self._calling(layer_norm.eager), self.sets, self.device
         )
         if self.plan.compiled:
@@ -361,7 +355,7 @@ class _LayerNorm:
         try:
             ops.explain("conditional_layer_norm", **self.leaves[0], backend=backend)
         except ValueError as reason:
-            raise _Failed(str(reason)) from None
+            raise Failed(str(reason)) from None
         return self._calling(function)
 
     def _calling(self, function: Callable[..., Tensor]) -> Variant:

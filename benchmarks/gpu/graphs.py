@@ -90,7 +90,35 @@ def interest(inputs: InterestInputs, backend: str) -> Tensor:
     )
 
 
-OPS = (Op("conditional_layer_norm", _layer_norm), Op("conditional_interest", _interest))
+def _lookup(device: str, dtype: str, seed: int) -> tuple[Leaves, Callable[..., Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    batch, fields = (2, 3) if device == "cpu" else (37, 9)
+    pairs = fields * (fields - 1) // 2
+    # The same ids whatever the seed, some of them often: replayed graphs see other numbers only.
+    once = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 3, (batch, fields), generator=once).to(device)
+
+    def leaf(*shape: int) -> Tensor:
+        drawn = torch.randn(*shape, generator=generator).to(device, getattr(torch, dtype))
+        return drawn.requires_grad_()
+
+    leaves = {
+        "codebook": leaf(1, 50, 12),
+        "pair_weights": leaf(batch, pairs),
+        "codeword_weights": leaf(batch, pairs, 24),
+    }
+
+    def call(given: Leaves, backend: str) -> Tensor:
+        return ops.multi_hash_lookup(ids, num_hashes=2, backend=backend, **given)
+
+    return leaves, call
+
+
+OPS = (
+    Op("conditional_layer_norm", _layer_norm),
+    Op("conditional_interest", _interest),
+    Op("multi_hash_lookup", _lookup),
+)
 
 
 def run_once(op: Op, device: str, backend: str, dtype: str) -> None:
