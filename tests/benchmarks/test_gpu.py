@@ -60,6 +60,7 @@ def test_all_steps_run_and_are_reported(tmp_path: Path) -> None:
     assert data["correctness"]["tests"] >= 3
     assert data["graphs"]["conditional_layer_norm/triton/compiled"] == "passed"
     assert data["graphs"]["conditional_layer_norm/triton/exported"] == "passed"
+    assert data["graphs"]["multi_hash_lookup/triton/compiled"] == "passed"
     rows = data["benchmark"]["rows"]
     (fused,) = (
         r
