@@ -263,7 +263,7 @@ def format_table(table: dict[str, Any]) -> str:
             spread, gain = row[f"{task}_sd"], row[f"{task}_relaimp"]
             published = row[f"{task}_published"]
             cells += [
-                f"{row[f'{task}_auc']:.4f}" + ("" if spread is None else f" ± {spread:.4f}"),
+                f"{row[f'{task}_auc']:.5f}" + ("" if spread is None else f" ± {spread:.5f}"),
                 "" if gain is None else f"{gain:+.2f} %",
                 "" if published is None else f"{published:.4f}",
             ]
