@@ -41,7 +41,6 @@ class Config(NamedTuple):
     queries_backward: Launch
 
 
-# (padded d, whether products are 16 bits wide) -> what differs from _USUAL.
 _USUAL = Config(
     project=Launch(64),
     attention=Launch(64, 32),
@@ -60,13 +59,14 @@ _USUAL = Config(
     tokens_backward=Launch(64, 32, 0, 8),
     queries_backward=Launch(64, 0, 0, 8),
 )
+# (padded d, whether products are 16 bits wide) -> what differs from _USUAL.
 _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
     (16, True): {
         "encoder": Launch(128, 32, 64, 8),
         "tail": Launch(128, 0, 64, 8),
         "tail_output_backward": Launch(128, 0, 64, 8),
         "tail_input_backward": Launch(128, 0, 64, 8),
-        "tail_values_backward": Launch(64),
+        "tail_values_backward": Launch(32),
         "weights_backward": Launch(64, 0, 64),
         "encoder_output_backward": Launch(128, 32, 64, 8),
         "encoder_input_backward": Launch(128, 0, 64, 8),
@@ -74,6 +74,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "queries_backward": Launch(64),
     },
     (32, True): {
+        "attention": Launch(64, 32, 0, 8),
         "encoder": Launch(64, 32, 64),
         "tail": Launch(128, 0, 64, 8),
         "tail_output_backward": Launch(128, 0, 64, 8),
@@ -94,12 +95,14 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
     },
     (16, False): {
         "tail_output_backward": Launch(32, 0, 32, 8),
+        "tail_values_backward": Launch(32, 0, 0, 8),
         "project_backward": Launch(64, 0, 0, 8),
         "tokens_backward": Launch(64, 64, 0, 8),
         "queries_backward": Launch(64),
     },
     (32, False): {
         "tail_input_backward": Launch(32, 0, 32, 8),
+        "tail_values_backward": Launch(32, 0, 0, 8),
         "encoder_output_backward": Launch(32, 32, 32, 8),
         "encoder_input_backward": Launch(32, 0, 32, 8),
         "tokens_backward": Launch(32, 32, 0, 8),
@@ -116,6 +119,10 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tokens_backward": Launch(32, 32, 0, 8),
     },
 }
+# The same for compute capabilities below 9.0, whose products keep more in registers.
+_BEFORE_90: dict[tuple[int, bool], dict[str, Launch]] = {
+    (32, True): {"encoder_output_backward": Launch(16, 16, 64, 2)},
+}
 
 
 def config(
@@ -123,10 +130,14 @@ def config(
 ) -> Config:
     """The table. ``dtype`` is that of the products: "float32", "bfloat16" or "float16".
 
-    ``capability`` is the compute capability times ten; so far one table serves all. ``launches``,
-    by their names in the table, replace what it says.
+    ``capability`` is the compute capability times ten. ``launches``, by their names in the table,
+    replace what it says.
     """
-    found = _USUAL._replace(**_TABLE[layout.dp, dtype != "float32"])._replace(**(launches or {}))
+    key = layout.dp, dtype != "float32"
+    found = _USUAL._replace(**_TABLE[key])
+    if capability < 90:
+        found = found._replace(**_BEFORE_90.get(key, {}))
+    found = found._replace(**(launches or {}))
     fitted = (launch._replace(hidden=min(launch.hidden, layout.fp)) for launch in found)
     found = Config(*fitted)
     pairs = {
