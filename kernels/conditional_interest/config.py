@@ -101,6 +101,8 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "queries_backward": Launch(64),
     },
     (32, False): {
+        # As encoder_output_backward, so that large scores round alike in both directions.
+        "encoder": Launch(32, 32, 32, 8),
         "tail_input_backward": Launch(32, 0, 32, 8),
         "tail_values_backward": Launch(32, 0, 0, 8),
         "encoder_output_backward": Launch(32, 32, 32, 8),
