@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .kernel_package import ROOT, kernels_package
+from .checkout import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "aot"
 CACHE = ROOT / "build" / "aot"
@@ -201,7 +201,6 @@ def save(rows: Iterable[Resources]) -> None:
 
 
 def _cases(module: str, capability: int) -> list[Any]:
-    kernels_package()
     return list(importlib.import_module(f"mtlfast.kernels.{module}").aot_cases(capability))
 
 

@@ -26,6 +26,12 @@ _COLORS = {
     "reference": "#5f5f5f",
     "eager": "#d1495b",
     "gathered": "#2a6f97",
+    "plain": "#d1495b",
+    "bag": "#2a6f97",
+    "eager_sparse": "#8d3b72",
+    "eager_coalesced": "#f4a6b0",
+    "fused_unfused_step": "#52b788",
+    "fused_rowwise": "#95d5b2",
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..kernel_package import ROOT
+from ..checkout import ROOT
 from .steps import STEPS, Outcome, Skipped, run_step
 
 _EXAMPLES = """\

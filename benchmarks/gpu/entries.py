@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..kernel_package import ROOT, kernels_package
+from ..checkout import ROOT
 from .steps import Skipped
 
 Answer = tuple[dict[str, Any], list[str]]
@@ -60,7 +60,6 @@ def correctness(device: str, seconds: float, answer: Path) -> Answer:
 
 def small(device: str, seconds: float, answer: Path) -> Answer:
     """Every op once, forward and backward, on small awkward inputs: for compute-sanitizer."""
-    kernels_package()
     from .graphs import OPS, run_once
 
     done = {}
@@ -73,14 +72,12 @@ def small(device: str, seconds: float, answer: Path) -> Answer:
 
 
 def graphs(device: str, seconds: float, answer: Path) -> Answer:
-    kernels_package()
     from .graphs import check
 
     return check(device)
 
 
 def benchmark(device: str, seconds: float, answer: Path) -> Answer:
-    kernels_package()
     from .benchmark import run
 
     return run(device, seconds)

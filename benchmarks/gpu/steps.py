@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..kernel_package import ROOT
+from ..checkout import ROOT
 
 
 @dataclass(frozen=True)
