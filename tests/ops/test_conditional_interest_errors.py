@@ -174,11 +174,6 @@ BACKENDS = {
         options(backend="fast"),
         "backend: expected one of ('reference', 'cpu', 'triton', 'cuda', 'auto'), found 'fast'",
     ),
-    "triton": (
-        options(backend="triton"),
-        "backend: expected one that can run conditional_interest here, "
-        "found 'triton': it is not part of this build",
-    ),
     "cuda": (
         options(backend="cuda"),
         "backend: expected one that can run conditional_interest here, "
