@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from mtlfast.interactions import (
     MaskNetConfig,
     MemoNetConfig,
 )
-from mtlfast.jagged import JaggedSequences
 from mtlfast.models.dtn_gates import GateKind, InteractionGates
-from mtlfast.models.field_model import FieldModel, FieldModelConfig
+from mtlfast.models.field_model import FieldModelConfig
+from mtlfast.models.gated_model import GatedModel
 from mtlfast.models.spec import DataSpec
 from mtlfast.models.task_graph import parse_dependencies, task_order
 from mtlfast.nn import InterestFunction
@@ -124,7 +124,7 @@ class DTNOutput(NamedTuple):
     :attr:`DTN.module_keys`."""
 
 
-class DTN(FieldModel):
+class DTN(GatedModel[DTNOutput]):
     """Task-specific interactions (DTN, arXiv 2408.11611, Eq. 3 and Fig. 3) for any graph of tasks.
 
     One group of feature-interaction modules per task and a shared one, ``J`` of every method in
@@ -189,57 +189,6 @@ class DTN(FieldModel):
         if config.prior_bias and len(spec.positive_rates):
             with torch.no_grad():
                 self.towers.bias.copy_(log_odds(spec.positive_rates))
-
-    @overload
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: Literal[False] = False,
-        return_modules: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: bool = False,
-        return_modules: bool = False,
-    ) -> Tensor | DTNOutput: ...
-
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: bool = False,
-        return_modules: bool = False,
-    ) -> Tensor | DTNOutput:
-        """Logits ``[B, T]``, or a :class:`DTNOutput` when any ``return_`` option is set.
-
-        Args:
-            sparse: int64 ids ``[B, F]``.
-            sequences, user_index: not read; every model takes a batch in the same way.
-            return_gates: fill ``gates``.
-            return_modules: fill ``modules``.
-        """
-        out = self._compute(self.embedding(sparse), sparse)
-        if not (return_gates or return_modules):
-            return out.logits
-        return DTNOutput(
-            out.logits,
-            out.gates if return_gates else None,
-            out.modules if return_modules else None,
-        )
-
-    def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
-        return self._compute(fields, ids).logits
 
     def _compute(self, fields: Tensor, ids: Tensor) -> DTNOutput:
         outputs = tuple(method(fields, ids) for method in self._modules_of_methods())

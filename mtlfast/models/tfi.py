@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from mtlfast.heads import Towers
 from mtlfast.heads.base import log_odds
 from mtlfast.interactions import InteractionConfig, MaskNetConfig
 from mtlfast.interactions.base import xavier_
-from mtlfast.jagged import JaggedSequences
-from mtlfast.models.field_model import FieldModel, FieldModelConfig
+from mtlfast.models.field_model import FieldModelConfig
+from mtlfast.models.gated_model import GatedModel
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import InterestFunction, stacked_linear
 
@@ -63,7 +63,7 @@ class TFIOutput(NamedTuple):
     """``[(T+1)*J, B, D_o]``: the modules of each task, then the shared ones."""
 
 
-class TFI(FieldModel):
+class TFI(GatedModel[TFIOutput]):
     """Task-specific interactions (DTN, arXiv 2408.11611, Figure 1; CGC: Tang et al., RecSys 2020)::
 
         candidates of task t = J modules of its own and J shared ones, all of one method
@@ -101,57 +101,6 @@ class TFI(FieldModel):
         if config.prior_bias and len(spec.positive_rates):
             with torch.no_grad():
                 self.towers.bias.copy_(log_odds(spec.positive_rates))
-
-    @overload
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: Literal[False] = False,
-        return_modules: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: bool = False,
-        return_modules: bool = False,
-    ) -> Tensor | TFIOutput: ...
-
-    def forward(
-        self,
-        sparse: Tensor,
-        sequences: JaggedSequences | None = None,
-        user_index: Tensor | None = None,
-        *,
-        return_gates: bool = False,
-        return_modules: bool = False,
-    ) -> Tensor | TFIOutput:
-        """Logits ``[B, T]``, or a :class:`TFIOutput` when any ``return_`` option is set.
-
-        Args:
-            sparse: int64 ids ``[B, F]``.
-            sequences, user_index: not read; every model takes a batch in the same way.
-            return_gates: fill ``gates``.
-            return_modules: fill ``modules``.
-        """
-        out = self._compute(self.embedding(sparse), sparse)
-        if not (return_gates or return_modules):
-            return out.logits
-        return TFIOutput(
-            out.logits,
-            out.gates if return_gates else None,
-            out.modules if return_modules else None,
-        )
-
-    def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
-        return self._compute(fields, ids).logits
 
     def _compute(self, fields: Tensor, ids: Tensor) -> TFIOutput:
         own_count = self.num_tasks * self.modules_per_group
