@@ -229,6 +229,7 @@ class _Lookup(torch.nn.Module):
                 self.module.codebook[0],
                 num_hashes=self.case.num_hashes,
                 pair_weights=weights,
+                # The optimizer has set it.
                 fused_step=lambda: self.module.fused_step(self.module.codebook, 0),  # type: ignore[misc]
                 backend="cpu",
             )

@@ -48,7 +48,7 @@ def forward(
     rstd, statistics = p.floats(*shapes[1]), p.floats(*shapes[3])
     saved = (normalized, rstd, pooled, statistics)
     if p.empty:
-        return (out, *(tensor.zero_() for tensor in saved))  # type: ignore[return-value]
+        return out, normalized.zero_(), rstd.zero_(), pooled.zero_(), statistics.zero_()
     with on_device(values):
         matrices, vectors = p.packed()
         if p.num_tokens > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
@@ -15,15 +14,11 @@ import triton
 from torch import Tensor
 
 from .. import tuned
-from ..interpreter import repair
 from .config import Config, Launch, config
 from .decoder import absorb_queries
 from .layout import Layout
 from .parameters import pack_parameters
 from .segments import find_segments
-
-if os.environ.get("TRITON_INTERPRET", "0") == "1":
-    repair()
 
 _SEGMENT_BLOCK, _PACK_BLOCK = 128, 1024
 
