@@ -160,7 +160,7 @@ def _ratios(rows: Sequence[Row]) -> Any:
         axis.set_title(f"{mode}, {threads} threads", fontsize=9)
         axis.margins(x=0.12, y=0.02)
     figure.suptitle("time of the baseline ÷ time of fused", fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(w_pad=3)
     figure.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 0.97))
     return figure
 
