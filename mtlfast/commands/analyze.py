@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from mtlfast.commands.analyses import divergence, gates, importance, relaimp, tsne
+from mtlfast.commands.analyses import (
+    divergence,
+    gates,
+    importance,
+    occurrences,
+    relaimp,
+    tsne,
+)
 from mtlfast.commands.subcommands import add_commands
 
 NAME = "analyze"
 USAGE = "ANALYSIS ..."
 PASSES_ON = False
-HELP = "feature importance, gates, t-SNE and comparisons of trained models"
+HELP = "feature importance, gates, t-SNE and comparisons of models; statistics of data"
 DESCRIPTION = """\
 Look into trained models. Every analysis prints a table and writes it as CSV beside a plot
 (PNG), by default into the folder `analysis` of the run. A run is what `mtlfast train`
@@ -30,9 +37,12 @@ examples:
   how much better it is than another model
     mtlfast analyze relaimp --base runs/shared --model runs/dtn
 
+  how much of what users want they have met before (no model needed)
+    mtlfast analyze occurrences --data synthetic:tenrec --max-batches 50
+
 `mtlfast analyze ANALYSIS --help` has the details of each.
 """
-ANALYSES = (importance, divergence, gates, tsne, relaimp)
+ANALYSES = (importance, divergence, gates, tsne, relaimp, occurrences)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

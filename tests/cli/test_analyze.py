@@ -219,6 +219,24 @@ def test_tsne(run, tmp_path):
         assert name in text
 
 
+def test_occurrences(tmp_path, capsys):
+    options = [*DATA, "--batch-size", "256", "--quiet", "--output", str(tmp_path)]
+    assert cli.main(["analyze", "occurrences", *options]) == 0
+    rows = read_csv(tmp_path / "occurrences.csv")
+    assert [row["sequence"] for row in rows[::4]] == [
+        "click", "follow", "like", "share", "negative",
+    ]  # fmt: skip
+    assert {row["key"] for row in rows} == {"video_category"}
+    assert {row["samples"] for row in rows} == {"512"}
+    assert is_png(tmp_path / "occurrences.png")
+    assert f"{float(rows[0]['mean']):.3f}" in capsys.readouterr().out
+    options += ["--key", "item", "--part", "test", "--max-batches", "1"]
+    assert cli.main(["analyze", "occurrences", *options]) == 0
+    by_item = read_csv(tmp_path / "occurrences.csv")
+    assert {(row["key"], row["samples"]) for row in by_item} == {("item", "256")}
+    assert float(by_item[0]["mean_of_all"]) < float(rows[0]["mean_of_all"])
+
+
 def test_a_model_without_gates(runs, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     model = ["--model", "mtl", "--model-options", "embed_dim=4", "head.name=share_bottom"]
@@ -230,6 +248,8 @@ def test_a_model_without_gates(runs, tmp_path, capsys):
 
 
 MISTAKES = [
+    (["occurrences", "--key", "hour"], "--key: expected one of item, user_id, item_id, video"),
+    (["occurrences", "--max-batches", "0"], "--max-batches: expected at least 1"),
     (["importnace"], "did you mean importance?"),
     (["importance", "absent"], "absent: no such checkpoint or run folder"),
     (["importance", "{dtn}", "--features", "agee"], "features: expected some of user_id, item_id"),

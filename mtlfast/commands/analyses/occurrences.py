@@ -1,0 +1,138 @@
+"""`mtlfast analyze occurrences`: how often the target is in each sequence already."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtlfast.commands.analyses.trained import say_written, write_figure
+from mtlfast.commands.settings import add_settings, given_settings
+from mtlfast.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mtlfast.analysis import Occurrences
+    from mtlfast.data import Batch, DatasetSpec
+
+NAME = "occurrences"
+USAGE = "[--data NAME] [--key NAME] [--part train|test] [--output DIR] [settings]"
+PASSES_ON = False
+HELP = "how often the target occurs in each sequence, per task"
+DESCRIPTION = """\
+Mean number of events of each behavior sequence that are about the target, over the
+positive samples of each task (DTRN, Table 1). About the target are events with the same
+item, or with an item of the same category or whichever field of the item --key names. No
+model is needed.
+
+Writes occurrences.csv and occurrences.png.
+"""
+EXAMPLES = """\
+examples:
+  by category, where a field's name says so; by item elsewhere
+    mtlfast analyze occurrences --data synthetic:ecommerce --max-batches 50
+
+  by item, on the test part
+    mtlfast analyze occurrences --data deskdrop:path/to/folder --key item --part test
+"""
+COLUMNS = ("sequence", "task", "mean", "positives", "mean_of_all", "samples", "key")
+_SETTINGS = ("data", "data_options", "on_error", "batch_size", "prefetch")
+_ITEM = "item"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="item, or a field that depends on the item (default: the first field with "
+        "`category` in its name, else item)",
+    )
+    parser.add_argument(
+        "--part", choices=["train", "test"], default="train", help="of the data (default: train)"
+    )
+    parser.add_argument(
+        "--max-batches", type=int, metavar="N", help="look at so many batches (default: all)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder to write to (default: runs/analysis-<data>)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_settings(parser, TrainConfig, _SETTINGS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Count, print, write."""
+    from mtlfast.analysis import count_occurrences, item_attribute
+    from mtlfast.analysis.figures.occurrences import draw_occurrences
+    from mtlfast.training.assemble import make_source
+    from mtlfast.training.files import write_csv
+    from mtlfast.training.prefetch import prefetch
+    from mtlfast.training.progress import Progress
+    from mtlfast.training.runs import data_label
+
+    if options.max_batches is not None and options.max_batches < 1:
+        raise ValueError(f"--max-batches: expected at least 1, found {options.max_batches}")
+    config = TrainConfig.from_dict(given_settings(options, TrainConfig), "settings")
+    source = make_source(config, quiet=options.quiet)
+    key = _key(options.key, source.spec)
+    test = options.part == "test"
+    batches = (source.test_batches if test else source.train_batches)(config.batch_size)
+    samples = source.num_test_samples if test else source.num_train_samples
+    if options.max_batches is not None:
+        samples = min(samples, options.max_batches * config.batch_size)
+
+    def over(label: str, look: Any, *arguments: Any) -> Any:
+        progress = Progress(samples, label=label, quiet=options.quiet)
+        ahead: Iterable[Batch] = prefetch(islice(batches, options.max_batches), config.prefetch)
+        try:
+            return look(ahead, source.spec, *arguments, on_samples=progress.advance)
+        finally:
+            progress.close()
+
+    attribute = None if key == _ITEM else over(f"{key} of items", item_attribute, key)
+    found = over("occurrences", count_occurrences, attribute)
+    folder = f"runs/analysis-{data_label(config.data)}"
+    output = Path(folder if options.output is None else options.output)
+    paths = [output / "occurrences.csv", output / "occurrences.png"]
+    write_csv(paths[0], COLUMNS, _rows(found, key))
+    write_figure(paths[1], draw_occurrences(found, what=key, title=source.spec.name))
+    print(_format(found))
+    say_written(paths)
+    return 0
+
+
+def _key(asked: str | None, spec: DatasetSpec) -> str:
+    if not spec.behaviors:
+        raise ValueError(f"--data: expected data with behavior sequences, found {spec.name}")
+    known = [_ITEM, *spec.fields]
+    if asked is None:
+        return next((field for field in spec.fields if "category" in field), _ITEM)
+    if asked not in known:
+        raise ValueError(f"--key: expected one of {', '.join(dict.fromkeys(known))}, found {asked}")
+    return _ITEM if asked == spec.fields[spec.item_field or 0] else asked
+
+
+def _rows(found: Occurrences, key: str) -> list[list[Any]]:
+    return [
+        [behavior, task, mean, positives, overall, found.samples, key]
+        for behavior, means, overall in zip(
+            found.behaviors, found.means, found.overall, strict=True
+        )
+        for task, mean, positives in zip(found.tasks, means, found.positives, strict=True)
+    ]
+
+
+def _format(found: Occurrences) -> str:
+    names = max(8, *map(len, found.behaviors))
+    cells = [max(7, len(task)) for task in found.tasks]
+    titles = [f"{task:>{c}}" for task, c in zip(found.tasks, cells, strict=True)]
+    lines = [f"{'sequence':<{names}}  {'  '.join(titles)}  {'all':>7}"]
+    for name, means, overall in zip(found.behaviors, found.means, found.overall, strict=True):
+        texts = [
+            f"{'n/a' if mean is None else format(mean, '.3f'):>{c}}"
+            for mean, c in zip(means, cells, strict=True)
+        ]
+        lines.append(f"{name:<{names}}  {'  '.join(texts)}  {overall:>7.3f}")
+    return "\n".join(lines)
