@@ -12,11 +12,15 @@ __all__ = ["add_settings", "given_settings", "parse_assignments"]
 
 
 def add_settings(
-    parser: argparse.ArgumentParser, cls: type[Any], names: Iterable[str] | None = None
+    parser: argparse.ArgumentParser,
+    cls: type[Any],
+    names: Iterable[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """One option per field of ``cls`` (or per field in ``names``), grouped as its metadata says.
 
-    Options that are not given leave no trace, so that they do not override a config file.
+    Options that are not given leave no trace, so that they do not override a config file;
+    ``defaults`` are shown instead of those of ``cls``, and are the command's to fill in.
     """
     hints = get_type_hints(cls)
     chosen = None if names is None else set(names)
@@ -27,14 +31,15 @@ def add_settings(
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_option(groups[title], field, hints[field.name])
+        default = (defaults or {}).get(field.name, field.default)
+        _add_option(groups[title], field, hints[field.name], default)
 
 
-def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
+def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     text = field.metadata["help"].replace("%", "%%")
-    if field.default not in (dataclasses.MISSING, None):
-        text += f" (default: {field.default})"
+    if default not in (dataclasses.MISSING, None):
+        text += f" (default: {default})"
     common: dict[str, Any] = {"dest": f"settings.{field.name}", "default": argparse.SUPPRESS}
     if get_origin(hint) is dict:
         group.add_argument(flag, nargs="+", metavar="KEY=VALUE", help=text, **common)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from types import ModuleType
+from typing import Any
 
 __all__ = ["add_commands"]
 
 
 def add_commands(
-    parser: argparse.ArgumentParser, modules: Iterable[ModuleType], title: str, metavar: str
+    parser: argparse.ArgumentParser, modules: Iterable[Any], title: str, metavar: str
 ) -> None:
     """One subcommand of ``parser`` per module."""
     commands = parser.add_subparsers(title=title, metavar=metavar, required=True)

@@ -1,0 +1,183 @@
+"""What the ablations of DTRN (CIKM 2023) compare, as options of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlfast.data import DatasetSpec
+
+__all__ = ["SIZES", "TABLES", "Choices", "Table", "Variant", "default_head"]
+
+Options = Mapping[str, Any]
+
+SIZES = (8, 16, 32, 64)
+_HEADS = {"ShareBottom": "share_bottom", "MMoE": "mmoe", "PLE": "ple", "AITM": "aitm"}
+DMT: Options = {"interests": "separate", "refinement": False}
+DTRN: Options = {}
+
+# The tasks of the paper's e-commerce log, which is not public.
+ECOMMERCE = ("watch", "click", "entering", "conversion")
+Published = Mapping[tuple[str, ...], Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a table.
+
+    Attributes:
+        name: unique in its table.
+        options: of the model, on top of those that all models share.
+        model: name in the registry.
+        removed: a task that it is trained without.
+        size: the embedding width, in a sweep of it.
+        published: the paper's AUC per task (None where it has none), by the tasks of its data.
+    """
+
+    name: str
+    options: Options
+    model: str = "dtrn"
+    removed: str | None = None
+    size: int | None = None
+    published: Published = field(default_factory=dict)
+
+    def paper(self, tasks: Sequence[str], task: str) -> float | None:
+        """The published AUC of a task, where the data have the tasks of the paper's."""
+        values = self.published.get(tuple(tasks))
+        return None if values is None else values[list(tasks).index(task)]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chooses.
+
+    Attributes:
+        head: name of the multi-task head, where the table does not decide.
+        sizes: embedding widths of a sweep.
+    """
+
+    head: str
+    sizes: tuple[int, ...] = SIZES
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure.
+
+    Attributes:
+        name: of the command.
+        title: what it shows.
+        variants: its models, for given data and choices.
+    """
+
+    name: str
+    title: str
+    variants: Callable[[DatasetSpec, Choices], list[Variant]]
+
+
+def default_head(spec: DatasetSpec) -> str:
+    """AITM where tasks follow each other, MMoE elsewhere, as the paper has it (section 4.4)."""
+    return "mmoe" if all(parent is None for parent in spec.task_parents) else "aitm"
+
+
+def _commerce(*aucs: float | None) -> Published:
+    return {ECOMMERCE: aucs}
+
+
+def _table5(spec: DatasetSpec, choices: Choices) -> list[Variant]:
+    head = {"head": {"name": choices.head}}
+    return [
+        Variant("DMT", {**DMT, **head}, published=_commerce(0.7337, 0.7245, 0.8240, 0.8691)),
+        Variant(
+            "DMT+TIM",
+            {"refinement": False, **head},
+            published=_commerce(0.7339, 0.7255, 0.8264, 0.8786),
+        ),
+        Variant(
+            "DMT+TRM",
+            {"interests": "separate", **head},
+            published=_commerce(0.7339, 0.7257, 0.8266, 0.8724),
+        ),
+        Variant("DTRN", {**DTRN, **head}, published=_commerce(0.7346, 0.7271, 0.8283, 0.8828)),
+    ]
+
+
+def _table6(spec: DatasetSpec, choices: Choices) -> list[Variant]:
+    dmt, *_, dtrn = _table5(spec, choices)
+    rows = (
+        ("QKV", "qkv", (0.7348, 0.7251, 0.8265, 0.8786)),
+        ("FFN-1", "ffn1", (0.7352, 0.7266, 0.8280, 0.8707)),
+        ("FFN-2", "ffn2", (0.7348, 0.7251, 0.8271, 0.8715)),
+    )
+    injected = [
+        Variant(name, {**dtrn.options, "injection": kind}, published=_commerce(*aucs))
+        for name, kind, aucs in rows
+    ]
+    return [dmt, *injected, Variant("LN (DTRN)", dtrn.options, published=dtrn.published)]
+
+
+def _table7(spec: DatasetSpec, choices: Choices) -> list[Variant]:
+    aucs = {
+        "ShareBottom": ((0.7338, 0.7242, 0.8235, 0.8662), (0.7348, 0.7270, 0.8274, 0.8713)),
+        "MMoE": ((0.7338, 0.7246, 0.8237, 0.8726), (0.7348, 0.7267, 0.8270, 0.8751)),
+        "PLE": ((0.7340, 0.7237, 0.8231, 0.8692), (0.7348, 0.7268, 0.8273, 0.8743)),
+        "AITM": ((0.7337, 0.7245, 0.8240, 0.8691), (0.7346, 0.7271, 0.8283, 0.8828)),
+    }
+    found = []
+    for name, head in _HEADS.items():
+        options = {"head": {"name": head}}
+        plain, with_dtrn = (_commerce(*values) for values in aucs[name])
+        found.append(Variant(name, {**DMT, **options}, published=plain))
+        found.append(Variant(f"{name}+DTRN", {**DTRN, **options}, published=with_dtrn))
+    return found
+
+
+def _table8(spec: DatasetSpec, choices: Choices) -> list[Variant]:
+    aucs: dict[str, tuple[Published, Published]] = {
+        "watch": (_commerce(None, 0.7153, 0.8196, 0.8631), _commerce(None, 0.7170, 0.8221, 0.8780)),
+        "click": (_commerce(0.7331, None, 0.8236, 0.8649), _commerce(0.7349, None, 0.8282, 0.8811)),
+        "entering": (
+            _commerce(0.7327, 0.7239, None, 0.8652),
+            _commerce(0.7343, 0.7252, None, 0.8703),
+        ),
+        "conversion": (
+            _commerce(0.7327, 0.7246, 0.8242, None),
+            _commerce(0.7343, 0.7270, 0.8284, None),
+        ),
+    }
+    dmt, *_, dtrn = _table5(spec, choices)
+    found = [dmt, dtrn]  # with all tasks, to compare with
+    for task in spec.tasks if spec.num_tasks > 1 else ():
+        for number, variant in enumerate((dmt, dtrn)):
+            published = aucs[task][number] if task in aucs else {}
+            found.append(
+                Variant(
+                    f"{variant.name} without {task}",
+                    variant.options,
+                    removed=task,
+                    published=published,
+                )
+            )
+    return found
+
+
+def _figure4(spec: DatasetSpec, choices: Choices) -> list[Variant]:
+    head = {"head": {"name": choices.head}}
+    return [
+        Variant(f"{name} d={size}", {**options, **head, "embed_dim": size}, size=size)
+        for size in choices.sizes
+        for name, options in (("DMT", DMT), ("DTRN", DTRN))
+    ]
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table("dtrn-table5", "what TIM and TRM add to DMT", _table5),
+        Table("dtrn-table6", "where task and behavior enter the transformer", _table6),
+        Table("dtrn-table7", "DTRN under four multi-task heads", _table7),
+        Table("dtrn-table8", "one task left out at a time", _table8),
+        Table("dtrn-fig4", "DMT and DTRN with narrow and wide embeddings", _figure4),
+    )
+}

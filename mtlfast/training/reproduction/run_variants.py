@@ -1,0 +1,206 @@
+"""Trains variants of a model, seed by seed, and makes a table of their metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtlfast.training.assemble import resume_training, start_training
+from mtlfast.training.checkpoint import CheckpointError, find_checkpoint
+from mtlfast.training.config import TrainConfig
+from mtlfast.training.files import write_atomically, write_csv, write_json
+from mtlfast.training.reproduction.dtrn_tables import Variant
+
+__all__ = ["COLUMNS", "format_table", "train_variants"]
+
+COLUMNS = (
+    "variant",
+    "removed",
+    "size",
+    "parameters",
+    "task",
+    "auc",
+    "auc_sd",
+    "logloss",
+    "logloss_sd",
+    "seeds",
+    "published_auc",
+)
+# What may differ between two runs with the same numbers.
+_WITHOUT_EFFECT = frozenset(
+    {"threads", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every",
+     "keep_best", "tensorboard"}
+)  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def train_variants(
+    variants: Sequence[Variant],
+    config: TrainConfig,
+    tasks: Sequence[str],
+    out: str | Path,
+    *,
+    seeds: Iterable[int] = (0,),
+    keep_models: bool = False,
+    quiet: bool = False,
+) -> list[Record]:
+    """Train what is not trained yet, and write ``table.json``, ``table.csv`` and ``table.md``.
+
+    Every variant and seed is a run of its own below ``out``; one that was stopped goes on where it
+    stood, bit for bit.
+
+    Args:
+        variants: what to train.
+        config: settings that all runs share; a variant's options come on top of its
+            ``model_options``.
+        tasks: of the data, before any is left out.
+        out: folder for runs and table.
+        seeds: one run per variant and seed.
+        keep_models: keep the weights of finished runs; their metrics stay in any case.
+        quiet: no progress bars.
+
+    Returns:
+        The rows of the table, with the columns :data:`COLUMNS`.
+
+    Raises:
+        ValueError: if ``out`` holds runs with other settings.
+        Interrupted: after Ctrl-C, once a checkpoint is on the disk.
+    """
+    out, seeds = Path(out), list(seeds)
+    found: dict[str, list[Record]] = {}
+    runs = [(variant, seed) for variant in variants for seed in seeds]
+    for number, (variant, seed) in enumerate(runs, start=1):
+        folder = out / "runs" / f"{_slug(variant.name)}-{seed}"
+        wanted = _config_of(variant, seed, config)
+        results = _finished(folder, wanted)
+        if results is None:
+            if not quiet:
+                print(f"[{number} of {len(runs)}] {variant.name}, seed {seed}", flush=True)
+            results = _train(folder, wanted, quiet)
+            if not keep_models:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        found.setdefault(variant.name, []).append(results)
+    rows = [row for v in variants for row in _rows(v, tasks, found[v.name])]
+    write_json(out / "table.json", {"config": config.to_dict(), "seeds": seeds, "rows": rows})
+    write_csv(out / "table.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+    text = format_table(rows) + "\n"
+    write_atomically(out / "table.md", lambda file: _write(file, text))
+    return rows
+
+
+def _config_of(variant: Variant, seed: int, config: TrainConfig) -> TrainConfig:
+    data_options, options = dict(config.data_options), dict(config.model_options)
+    for name, value in variant.options.items():
+        shared = options.get(name)
+        if isinstance(value, Mapping) and isinstance(shared, Mapping):
+            value = {**shared, **value}
+        options[name] = value
+    if variant.removed is not None:
+        data_options["without_tasks"] = [variant.removed]
+    return replace(
+        config,
+        model=variant.model,
+        model_options=options,
+        data_options=data_options,
+        seed=seed,
+    )
+
+
+def _finished(folder: Path, wanted: TrainConfig) -> Record | None:
+    """The results of a run that came to its end with these settings."""
+    file = folder / "results.json"
+    if not file.is_file():
+        return None
+    results: Record = json.loads(file.read_text(encoding="utf-8"))
+    # Through JSON as well: tuples become lists.
+    asked = json.loads(json.dumps(wanted.to_dict()))
+    for name, value in asked.items():
+        if name not in _WITHOUT_EFFECT and results["config"].get(name) != value:
+            raise ValueError(
+                f"out: expected a folder for {name} = {value!r}, found {folder} with "
+                f"{results['config'].get(name)!r}; choose another with --out"
+            )
+    return results
+
+
+def _train(folder: Path, config: TrainConfig, quiet: bool) -> Record:
+    try:
+        find_checkpoint(folder)
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        folder.mkdir(parents=True)
+        trainer = start_training(config, folder, quiet=quiet)
+    else:
+        trainer = resume_training(folder, config.to_dict(), quiet=quiet)
+    size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    results: Record = {**trainer.fit(), "parameters": size}
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _rows(variant: Variant, tasks: Sequence[str], runs: Sequence[Record]) -> list[Record]:
+    rows = []
+    for task in tasks:
+        if task == variant.removed:
+            continue
+        cells = [run["metrics"][task] for run in runs]
+        rows.append(
+            {
+                "variant": variant.name,
+                "removed": variant.removed,
+                "size": variant.size,
+                "parameters": runs[0].get("parameters"),
+                "task": task,
+                **_mean(cells, "auc"),
+                **_mean(cells, "logloss"),
+                "seeds": len(runs),
+                "published_auc": variant.paper(tasks, task),
+            }
+        )
+    return rows
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> Record:
+    values = [cell[name] for cell in cells if cell[name] is not None]
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {name: statistics.fmean(values) if values else None, f"{name}_sd": spread}
+
+
+def format_table(rows: Sequence[Record]) -> str:
+    """The AUCs in Markdown, one column per task; in brackets what was published."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = [
+        f"| | parameters | {' | '.join(tasks)} |",
+        "|---|---|" + "---|" * len(tasks),
+    ]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        cells = {row["task"]: row for row in rows if row["variant"] == name}
+        size = next(iter(cells.values()))["parameters"]
+        texts = [_cell(cells[task]) if task in cells else "–" for task in tasks]
+        count = "" if size is None else f"{size:,}"
+        lines.append(f"| {name} | {count} | {' | '.join(texts)} |")
+    if any(row["published_auc"] is not None for row in rows):
+        lines.append("\nIn brackets the paper's AUC, on its own data: only the order compares.")
+    return "\n".join(lines)
+
+
+def _cell(row: Record) -> str:
+    text = "n/a" if row["auc"] is None else f"{row['auc']:.4f}"
+    if row["auc_sd"] is not None:
+        text += f" ± {row['auc_sd']:.4f}"
+    return text if row["published_auc"] is None else f"{text} ({row['published_auc']:.4f})"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def _write(file: Any, text: str) -> None:
+    file.write(text.encode())
