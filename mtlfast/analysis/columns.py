@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtlfast.analysis.rows import gather_segments, select_rows, with_own_sequences
+from mtlfast.bags import FieldBags
 from mtlfast.data import Batch
 from mtlfast.jagged import JaggedSequences
 
-__all__ = ["Column", "FieldColumn", "SequenceColumn"]
+__all__ = ["BagColumn", "Column", "FieldColumn", "SequenceColumn"]
 
 Ints = NDArray[np.integer[Any]]
 
@@ -80,6 +81,10 @@ class FieldColumn(Column):
 
     def _store(self, batch: Batch, first: int) -> None:
         self._ids[first : first + len(batch)] = batch.sparse[:, self.field].numpy()
+
+    def values(self, samples: Ints) -> Tensor:
+        """int64 ids of some candidates."""
+        return torch.from_numpy(self._ids[samples].astype(np.int64))
 
     def permuted(self, batch: Batch, sources: Ints, first: int) -> tuple[Tensor, Batch]:
         taken = self._ids[sources]
@@ -152,3 +157,51 @@ class SequenceColumn(Column):
         every[self.behavior] = lengths
         longest = max(sequences.max_len, self._max_len)
         return JaggedSequences.from_lengths(torch.cat(parts), every, max_len=longest)
+
+
+class BagColumn(Column):
+    """All ids of one multi-valued field, with their weights, and its id in ``Batch.sparse``.
+
+    Args:
+        samples: N.
+        field: column of ``Batch.sparse``.
+        place: which of the multi-valued fields it is.
+        vocab_size: ids are below it.
+    """
+
+    def __init__(self, samples: int, field: int, place: int, vocab_size: int) -> None:
+        super().__init__(samples)
+        self._field = FieldColumn(samples, field, vocab_size)
+        self._lists = SequenceColumn(samples, place)
+
+    def _store(self, batch: Batch, first: int) -> None:
+        self._field.add(batch)
+        self._lists.add(_with_bags_as_sequences(batch))
+
+    def check_full(self) -> None:
+        super().check_full()
+        self._lists.check_full()
+
+    def permuted(self, batch: Batch, sources: Ints, first: int) -> tuple[Tensor, Batch]:
+        which, lists = self._lists.permuted(_with_bags_as_sequences(batch), sources, first)
+        changed = select_rows(batch, which)
+        if lists.sequences is None or changed.bags is None:
+            raise ValueError("batches: expected bags, found None")
+        sparse = changed.sparse.clone()
+        sparse[:, self._field.field] = self._field.values(sources[which.numpy()])
+        ids, weights = lists.sequences.values.unbind(1)
+        bags = FieldBags(
+            lists.sequences.with_values(ids.long()),
+            None if changed.bags.weights is None else weights.to(changed.bags.weights.dtype),
+        )
+        return which, replace(changed, sparse=sparse, bags=bags)
+
+
+def _with_bags_as_sequences(batch: Batch) -> Batch:
+    """The bags as sequences of pairs (id, weight); float64 holds every id of a table exactly."""
+    if batch.bags is None:
+        raise ValueError("batches: expected bags, found None")
+    ids, weights = batch.bags
+    values = ids.values.double()
+    pairs = torch.stack((values, torch.ones_like(values) if weights is None else weights), dim=1)
+    return Batch(batch.sparse, ids.with_values(pairs), batch.labels)

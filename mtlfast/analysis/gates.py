@@ -134,7 +134,7 @@ def _reader(model: nn.Module, spec: DatasetSpec) -> Callable[[Batch], Gates]:
 
 
 def _of_dtn(model: DTN, batch: Batch, spec: DatasetSpec) -> Gates:
-    gates = model(batch.sparse, return_gates=True).gates  # [B, T, 2, n]
+    gates = model(*batch.inputs(), return_gates=True).gates  # [B, T, 2, n]
     groups = [*spec.tasks, "shared"]
     methods = [config.name for config in model.config.interactions]
     # Two entries of one method are told apart by their numbers.
@@ -166,7 +166,7 @@ def _of_dtn(model: DTN, batch: Batch, spec: DatasetSpec) -> Gates:
 
 
 def _of_tfi(model: TFI, batch: Batch, spec: DatasetSpec) -> Gates:
-    gates = model(batch.sparse, return_gates=True).gates  # [B, T, 2*J]
+    gates = model(*batch.inputs(), return_gates=True).gates  # [B, T, 2*J]
     method, numbers = model.config.interaction.name, range(model.modules_per_group)
     return [
         (
@@ -185,7 +185,7 @@ def _of_head(model: nn.Module, head: MMoE | PLE, batch: Batch, spec: DatasetSpec
         for module in watched
     ]
     try:
-        model(batch.sparse, batch.sequences, batch.user_index)
+        model(*batch.inputs())
     finally:
         for hook in hooks:
             hook.remove()

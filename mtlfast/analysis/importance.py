@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mtlfast._ranking import Ranking
-from mtlfast.analysis.columns import Column, FieldColumn, SequenceColumn
+from mtlfast.analysis.columns import BagColumn, Column, FieldColumn, SequenceColumn
 from mtlfast.data import Batch, DatasetSpec
 from mtlfast.errors import bad
 from mtlfast.models import FieldModel
@@ -160,11 +160,11 @@ def permutation_importance(
 
         FI_t(f) = AUC_t - AUC_t with column f replaced by a permutation of itself
 
-    The permutation runs over all samples of the evaluation set, not within batches; a sequence
-    moves as a whole, and labels and all other columns stay. Repeat ``r`` of a feature uses
-    ``numpy.random.default_rng([seed, kind, index, r]).permutation(N)``, kind 0 for fields and 1 for
-    sequences, whichever other features are measured: sample ``i`` takes the value of sample
-    ``permutation[i]``.
+    The permutation runs over all samples of the evaluation set, not within batches; a sequence or
+    the ids of a multi-valued field move as a whole, and labels and all other columns stay. Repeat
+    ``r`` of a feature uses ``numpy.random.default_rng([seed, kind, index, r]).permutation(N)``,
+    kind 0 for fields and 1 for sequences, whichever other features are measured: sample ``i``
+    takes the value of sample ``permutation[i]``.
 
     The data are streamed: besides one batch, only logits, labels and the columns in work are held,
     and as many columns and repeats are done in one pass over the data as ``memory`` allows. The
@@ -173,7 +173,7 @@ def permutation_importance(
     depend on no other sample.
 
     Args:
-        model: called as ``model(sparse, sequences, user_index)``, gives logits ``[B, T]``; in eval
+        model: called as ``model(*batch.inputs())``, gives logits ``[B, T]``; in eval
             mode meanwhile, and then as it was.
         batches: the evaluation set, the same in every pass, on the CPU; a list or a
             :class:`mtlfast.data.BatchStream`.
@@ -221,7 +221,7 @@ class _Scorer:
     def __call__(self, batch: Batch) -> Floats:
         batch = batch.to(self._device)
         with self._autocast():
-            logits = self._model(batch.sparse, batch.sequences, batch.user_index)
+            logits = self._model(*batch.inputs())
         # float64 models keep their digits.
         kept = logits if logits.dtype == torch.float64 else logits.float()
         array: Floats = kept.cpu().numpy()
@@ -242,6 +242,7 @@ class _Run:
         self._on_samples = on_samples
         logits, labels = [], []
         self._tokens = np.zeros(spec.num_behaviors, np.int64)
+        self._bag_ids = np.zeros(len(spec.multi_valued), np.int64)
         for batch in batches:
             if not len(batch):
                 continue
@@ -249,6 +250,8 @@ class _Run:
             labels.append(batch.labels.numpy() > 0.5)
             if batch.sequences is not None:
                 self._tokens += batch.sequences.lengths().sum(dim=1).numpy()
+            if batch.bags is not None:
+                self._bag_ids += batch.bags.ids.lengths().sum(dim=1).numpy()
             on_samples(len(batch))
         if not logits:
             raise bad("batches", "at least one sample", "none")
@@ -279,6 +282,9 @@ class _Run:
                 needed += self.samples * (16 if features[f].kind == "sequence" else 8)
                 if features[f].kind == "sequence":
                     needed += 2 * 8 * int(self._tokens[features[f].index])
+                elif features[f].index in self._spec.multi_valued:
+                    place = self._spec.multi_valued.index(features[f].index)
+                    needed += self.samples * 16 + 2 * 16 * int(self._bag_ids[place])
             if needed > memory and count:
                 return count
         return len(jobs)
@@ -308,6 +314,10 @@ class _Run:
         return [self._auc(values) for values in logits]
 
     def _column(self, feature: Feature) -> Column:
+        if feature.index in self._spec.multi_valued and feature.kind == "field":
+            place = self._spec.multi_valued.index(feature.index)
+            size = self._spec.vocab_sizes[feature.index]
+            return BagColumn(self.samples, feature.index, place, size)
         if feature.kind == "field":
             return FieldColumn(self.samples, feature.index, self._spec.vocab_sizes[feature.index])
         return SequenceColumn(self.samples, feature.index)

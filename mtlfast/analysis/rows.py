@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mtlfast.bags import FieldBags
 from mtlfast.data import Batch
 from mtlfast.jagged import JaggedSequences
 
@@ -24,7 +25,8 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
         user_index = user_index[rows]
     elif sequences is not None:
         sequences = _users(sequences, rows)
-    return Batch(batch.sparse[rows], sequences, batch.labels[rows], user_index)
+    bags = None if batch.bags is None else _select_bags(batch.bags, rows)
+    return Batch(batch.sparse[rows], sequences, batch.labels[rows], user_index, bags)
 
 
 def with_own_sequences(batch: Batch) -> Batch:
@@ -36,20 +38,13 @@ def with_own_sequences(batch: Batch) -> Batch:
 
 def concat_batches(batches: Sequence[Batch]) -> Batch:
     """The candidates of all ``batches`` (at least one), none of which has a ``user_index``."""
-    first = batches[0].sequences
-    sequences = None
-    if first is not None:
-        parts = [batch.sequences for batch in batches if batch.sequences is not None]
-        values = [part.behavior(b).values for b in range(first.num_behaviors) for part in parts]
-        sequences = JaggedSequences.from_lengths(
-            torch.cat(values),
-            torch.cat([part.lengths() for part in parts], dim=1),
-            max_len=max(part.max_len for part in parts),
-        )
+    parts = [batch.sequences for batch in batches if batch.sequences is not None]
+    sequences = _concat(parts, [part.values for part in parts]) if parts else None
     return Batch(
         torch.cat([batch.sparse for batch in batches]),
         sequences,
         torch.cat([batch.labels for batch in batches]),
+        bags=_concat_bags([batch.bags for batch in batches if batch.bags is not None]),
     )
 
 
@@ -58,6 +53,33 @@ def gather_segments(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     packed = lengths.cumsum(0) - lengths
     rows = torch.repeat_interleave(starts - packed, lengths)
     return values[rows + torch.arange(len(rows), device=rows.device)]
+
+
+def _concat(parts: Sequence[JaggedSequences], values: Sequence[Tensor]) -> JaggedSequences:
+    """All users of ``parts``, with ``values [N, ...]`` in the place of each part's own."""
+    filled = [part.with_values(own) for part, own in zip(parts, values, strict=True)]
+    behaviors = range(parts[0].num_behaviors)
+    return JaggedSequences.from_lengths(
+        torch.cat([part.behavior(b).values for b in behaviors for part in filled]),
+        torch.cat([part.lengths() for part in parts], dim=1),
+        max_len=max(part.max_len for part in parts),
+    )
+
+
+def _concat_bags(parts: Sequence[FieldBags]) -> FieldBags | None:
+    if not parts:
+        return None
+    ids = [part.ids for part in parts]
+    weights = [part.weights for part in parts if part.weights is not None]
+    joined = _concat(ids, weights).values if weights else None
+    return FieldBags(_concat(ids, [part.values for part in ids]), joined)
+
+
+def _select_bags(bags: FieldBags, rows: Tensor) -> FieldBags:
+    weights = bags.weights
+    if weights is not None:
+        weights = _users(bags.ids.with_values(weights), rows).values
+    return FieldBags(_users(bags.ids, rows), weights)
 
 
 def _users(sequences: JaggedSequences, users: Tensor) -> JaggedSequences:

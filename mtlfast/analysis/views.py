@@ -116,7 +116,7 @@ def _of_dtn(model: DTN, spec: DatasetSpec) -> list[View]:
 
     def read(places: Sequence[int], labels: Sequence[str]) -> Read:
         def series(batch: Batch) -> list[Series]:
-            modules = torch.cat(model(batch.sparse, return_modules=True).modules)
+            modules = torch.cat(model(*batch.inputs(), return_modules=True).modules)
             return [(label, modules[i]) for label, i in zip(labels, places, strict=True)]
 
         return series
@@ -142,7 +142,7 @@ def _of_dtn(model: DTN, spec: DatasetSpec) -> list[View]:
 
 
 def _of_tfi(model: TFI, batch: Batch, spec: DatasetSpec) -> list[Series]:
-    modules = model(batch.sparse, return_modules=True).modules
+    modules = model(*batch.inputs(), return_modules=True).modules
     per_group = model.modules_per_group
     names = [
         f"{group} {j}" if per_group > 1 else group
@@ -153,7 +153,7 @@ def _of_tfi(model: TFI, batch: Batch, spec: DatasetSpec) -> list[Series]:
 
 
 def _of_sfm(model: SFM, batch: Batch) -> list[Series]:
-    outputs = model.modules_of(model.embedding(batch.sparse), batch.sparse)
+    outputs = model.modules_of(model.embedding(batch.sparse, batch.bags), batch.sparse)
     methods = [f"{i} {type(method).__name__}" for i, method in enumerate(model.interactions)]
     return list(zip(methods, outputs, strict=True))
 
@@ -191,7 +191,7 @@ def _of_head(
     inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        model(batch.sparse, batch.sequences, batch.user_index)
+        model(*batch.inputs())
     finally:
         hook.remove()
     _, representations = head(inputs[0], return_task_repr=True)  # [B, T, W]

@@ -10,24 +10,25 @@ from typing import Literal
 from mtlfast.data.compressed import OnError
 from mtlfast.data.progress import MakeProgress, no_progress
 from mtlfast.data.tables.aliccp import FIELDS, MULTI_VALUED, aliccp_format
-from mtlfast.data.tables.cached_source import CachedTableSource, EvaluationPart
+from mtlfast.data.tables.cached_source import CachedTableSource, EvaluationPart, Pooling
 from mtlfast.data.tables.prepare import PrepareOptions
 
 __all__ = ["AliCCPSource", "Preset"]
 
-Preset = Literal["rechub", "aitm"]
-# Fields (all there are for None) and how often an id must occur.
-_PRESETS: dict[str, tuple[tuple[str, ...] | None, int]] = {
-    "rechub": (None, 10),
-    "aitm": (tuple(name for name in FIELDS if name not in MULTI_VALUED), 11),
+Preset = Literal["rechub", "aitm", "dtn"]
+# Fields (all there are for None), how often an id must occur, and how several become one.
+_PRESETS: dict[str, tuple[tuple[str, ...] | None, int, Pooling]] = {
+    "rechub": (None, 10, "last"),
+    "aitm": (tuple(name for name in FIELDS if name not in MULTI_VALUED), 11, "last"),
+    "dtn": (FIELDS, 1, "sum"),
 }
 
 
 class AliCCPSource(CachedTableSource):
     """Click, and purchase after it, of display ads in a shop.
 
-    Purchases without a click are left out, as everybody does. Of a field with several features in
-    one row the last one counts. The publisher splits training and test by time.
+    Purchases without a click are left out, as everybody does. The publisher splits training and
+    test by time.
 
     Args:
         path: folder with the raw files ``sample_skeleton_train.csv``, ``common_features_train.csv``
@@ -36,10 +37,14 @@ class AliCCPSource(CachedTableSource):
             ``.xz``, ``.zip``.
         preset: whose choice of fields. "rechub": torch-rechub's, all 23 ids that occur 10 times and
             8 values, here in bins. "aitm": AITM's, the 18 ids with one feature per row that occur
-            more than 10 times.
+            more than 10 times. "dtn": that of DTN's published code, all 23 ids, with all features
+            of a row; of raw files only.
         fields: other fields than the preset's.
         min_count: another count than the preset's; 1 for processed tables, whose ids were counted
             when they were made.
+        pooling: another than the preset's for fields with several features in one row: "last" (all
+            presets but dtn), "sum" (dtn), or "weighted", a sum in which each counts as much as the
+            value that the publisher gives it. The latter two need raw files.
         part, seed, shuffle_rows, cache, progress: see :class:`CachedTableSource`.
         value_min_count, num_bins, sample_rows, on_error: see :class:`PrepareOptions`.
 
@@ -53,6 +58,7 @@ class AliCCPSource(CachedTableSource):
         *,
         preset: Preset = "rechub",
         fields: Sequence[str] | None = None,
+        pooling: Pooling | None = None,
         part: EvaluationPart = "both",
         min_count: int | None = None,
         value_min_count: int = 8,
@@ -66,7 +72,8 @@ class AliCCPSource(CachedTableSource):
     ) -> None:
         if preset not in _PRESETS:
             raise ValueError(f"preset: expected one of {list(_PRESETS)}, found {preset!r}")
-        chosen, preset_count = _PRESETS[preset]
+        chosen, preset_count, preset_pooling = _PRESETS[preset]
+        pooling = preset_pooling if pooling is None else pooling
         source = aliccp_format(path)
         if min_count is None:
             min_count = preset_count if source.name == "aliccp-raw" else 1
@@ -74,9 +81,12 @@ class AliCCPSource(CachedTableSource):
             chosen = tuple(name for name in chosen if name in source.fields)
         super().__init__(
             source,
-            PrepareOptions(min_count, value_min_count, num_bins, sample_rows, on_error),
+            PrepareOptions(
+                min_count, value_min_count, num_bins, sample_rows, on_error, pooling != "last"
+            ),
             name="aliccp",
             fields=chosen if fields is None else fields,
+            pooling=pooling,
             part=part,
             seed=seed,
             shuffle_rows=shuffle_rows,

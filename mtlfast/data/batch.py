@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mtlfast.bags import FieldBags
 from mtlfast.jagged import JaggedSequences
 
 __all__ = ["Batch"]
@@ -26,6 +27,8 @@ class Batch:
         labels: float32 ``[B, T]``, 0 or 1.
         user_index: int64 ``[B]`` with values in ``[0, U)``: whose histories a candidate uses;
             ``None`` means candidate i uses the histories of user i.
+        bags: all ids of the multi-valued fields, of which ``sparse`` has but one; ``None`` in data
+            without such fields.
 
     A pytree node, so ``torch.compile``, ``torch.export`` and ``tree_map`` see its tensors.
     """
@@ -34,9 +37,18 @@ class Batch:
     sequences: JaggedSequences | None
     labels: Tensor
     user_index: Tensor | None = None
+    bags: FieldBags | None = None
 
     def __len__(self) -> int:
         return self.sparse.shape[0]
+
+    def inputs(self) -> tuple[Any, ...]:
+        """What a model is called with: ``model(*batch.inputs())``.
+
+        ``sparse, sequences, user_index``, and ``bags`` behind them where there are any.
+        """
+        inputs = (self.sparse, self.sequences, self.user_index)
+        return inputs if self.bags is None else (*inputs, self.bags)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -60,10 +72,11 @@ class Batch:
             ),
             labels=fn(self.labels),
             user_index=None if self.user_index is None else fn(self.user_index),
+            bags=None if self.bags is None else self.bags.map(fn),
         )
 
 
-_NAMES = ("sparse", "sequences", "labels", "user_index")
+_NAMES = ("sparse", "sequences", "labels", "user_index", "bags")
 
 
 def _flatten(batch: Batch) -> tuple[list[Any], None]:

@@ -31,6 +31,8 @@ class DatasetSpec:
             for a root. A tree: no cycles. AITM-style heads read it; the others ignore it.
         positive_rates: share of positive labels per task in the training data (expected or
             measured); used for initial biases and reports only.
+        multi_valued: columns of ``Batch.sparse``, ascending, whose fields may have several ids per
+            row; all of them are in ``Batch.bags``.
 
     Raises:
         ValueError: if lengths disagree or an index is out of range.
@@ -45,6 +47,7 @@ class DatasetSpec:
     tasks: tuple[str, ...]
     task_parents: tuple[int | None, ...]
     positive_rates: tuple[float, ...]
+    multi_valued: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _same_length("vocab_sizes", self.vocab_sizes, "fields", self.fields)
@@ -65,6 +68,14 @@ class DatasetSpec:
             raise ValueError(
                 f"item_field: expected an index in [0, {len(self.fields)}), found {self.item_field}"
             )
+        multi = self.multi_valued
+        if list(multi) != sorted({f for f in multi if 0 <= f < len(self.fields)}):
+            raise ValueError(
+                f"multi_valued: expected ascending indices in [0, {len(self.fields)}), "
+                f"found {multi}"
+            )
+        if self.item_field in multi:
+            raise ValueError(f"multi_valued: expected other fields than item_field, found {multi}")
         if any(size < 1 for size in self.vocab_sizes):
             raise ValueError(f"vocab_sizes: expected sizes of at least 1, found {self.vocab_sizes}")
         if any(length < 1 for length in self.max_lengths):

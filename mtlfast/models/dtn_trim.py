@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mtlfast.bags import FieldBags
 from mtlfast.errors import bad
 from mtlfast.models.dtn import DTN
 
@@ -42,7 +43,10 @@ def gate_usage(model: DTN, batches: Iterable[HasIds | Tensor]) -> Tensor:
     try:
         for batch in batches:
             ids = (batch if isinstance(batch, Tensor) else batch.sparse).to(device)
-            out = model(ids, return_gates=True)
+            bags: FieldBags | None = getattr(batch, "bags", None)
+            if bags is not None:
+                bags = bags.map(lambda tensor: tensor.to(device))
+            out = model(ids, bags=bags, return_gates=True)
             total += out.gates.sum(dim=0, dtype=torch.float64)
             samples += len(ids)
     finally:

@@ -156,6 +156,8 @@ class DTRN(nn.Module):
         num_tasks, num_behaviors = len(spec.task_parents), len(spec.max_lengths)
         if spec.item_field is None or not num_behaviors:
             raise bad("spec", "data with an item field and at least one behavior", "data without")
+        if spec.multi_valued:
+            raise bad("spec", "fields with one id per row", "multi-valued ones")
         if config.task_weights is not None and len(config.task_weights) != num_tasks:
             raise bad("task_weights", f"{num_tasks} weights", len(config.task_weights))
         d = config.embed_dim

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast._config import from_mapping, to_mapping
+from mtlfast.bags import FieldBags
 from mtlfast.errors import bad
 from mtlfast.interactions import FieldSizes
 from mtlfast.jagged import JaggedSequences
@@ -92,6 +93,7 @@ class FieldModel(nn.Module, ABC):
             config.embed_dim,
             sparse_grad=config.sparse_grad,
             init_std=config.init_std,
+            multi_valued=tuple(spec.multi_valued),
         )
         self.input_dim = self.num_fields * config.embed_dim
         self.field_sizes = FieldSizes(
@@ -111,14 +113,17 @@ class FieldModel(nn.Module, ABC):
         sparse: Tensor,
         sequences: JaggedSequences | None = None,
         user_index: Tensor | None = None,
+        bags: FieldBags | None = None,
     ) -> Tensor:
         """Logits ``[B, T]``.
 
         Args:
             sparse: int64 ids ``[B, F]``.
             sequences, user_index: not read; every model takes a batch in the same way.
+            bags: all ids of the multi-valued fields; None in data without. What hashes ids instead
+                of embedding them (MemoNet) reads ``sparse`` there as well.
         """
-        return self.logits(self.embedding(sparse), sparse)
+        return self.logits(self.embedding(sparse, bags), sparse)
 
     @abstractmethod
     def logits(self, fields: Tensor, ids: Tensor) -> Tensor:

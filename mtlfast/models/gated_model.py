@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from torch import Tensor
 
+from mtlfast.bags import FieldBags
 from mtlfast.jagged import JaggedSequences
 from mtlfast.models.field_model import FieldModel
 
@@ -25,6 +26,7 @@ class GatedModel(FieldModel, Generic[Output]):
         sparse: Tensor,
         sequences: JaggedSequences | None = None,
         user_index: Tensor | None = None,
+        bags: FieldBags | None = None,
         *,
         return_gates: Literal[False] = False,
         return_modules: Literal[False] = False,
@@ -36,6 +38,7 @@ class GatedModel(FieldModel, Generic[Output]):
         sparse: Tensor,
         sequences: JaggedSequences | None = None,
         user_index: Tensor | None = None,
+        bags: FieldBags | None = None,
         *,
         return_gates: bool = False,
         return_modules: bool = False,
@@ -46,6 +49,7 @@ class GatedModel(FieldModel, Generic[Output]):
         sparse: Tensor,
         sequences: JaggedSequences | None = None,
         user_index: Tensor | None = None,
+        bags: FieldBags | None = None,
         *,
         return_gates: bool = False,
         return_modules: bool = False,
@@ -55,10 +59,11 @@ class GatedModel(FieldModel, Generic[Output]):
         Args:
             sparse: int64 ids ``[B, F]``.
             sequences, user_index: not read; every model takes a batch in the same way.
+            bags: all ids of the multi-valued fields; None in data without.
             return_gates: fill ``gates``.
             return_modules: fill ``modules``.
         """
-        out: Any = self._compute(self.embedding(sparse), sparse)
+        out: Any = self._compute(self.embedding(sparse, bags), sparse)
         if not (return_gates or return_modules):
             return out.logits
         gates = out.gates if return_gates else None

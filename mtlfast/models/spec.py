@@ -35,6 +35,10 @@ class DataSpec(Protocol):
     def positive_rates(self) -> Sequence[float]:
         """Share of positive labels per task; empty when unknown."""
 
+    @property
+    def multi_valued(self) -> Sequence[int]:
+        """Fields that may have several ids per row, ascending."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -46,6 +50,7 @@ class Sizes:
         max_lengths: longest sequence of each of the ``M`` behaviors; empty without.
         task_parents: for each of the ``T`` tasks its parent, None for a root.
         positive_rates: share of positive labels per task; empty when unknown.
+        multi_valued: fields that may have several ids per row, ascending.
     """
 
     vocab_sizes: tuple[int, ...]
@@ -53,6 +58,7 @@ class Sizes:
     max_lengths: tuple[int, ...]
     task_parents: tuple[int | None, ...]
     positive_rates: tuple[float, ...] = ()
+    multi_valued: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.task_parents:

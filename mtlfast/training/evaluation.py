@@ -43,7 +43,7 @@ def evaluate(
         for batch in batches:
             batch = batch.to(device)
             with autocast():
-                logits: Tensor = model(batch.sparse, batch.sequences, batch.user_index)
+                logits: Tensor = model(*batch.inputs())
             metrics.update(logits, batch.labels)
             if on_batch is not None:
                 on_batch(len(batch))

@@ -61,7 +61,7 @@ class Trainer:
     Args:
         config: settings of the run.
         source: training and test batches.
-        model: ``model(sparse, sequences, user_index)`` gives logits ``[B, T]``, and
+        model: ``model(*batch.inputs())`` gives logits ``[B, T]``, and
             ``model.loss(logits, labels)`` the loss.
         run_dir: an existing folder.
         quiet: no progress bar.
@@ -273,7 +273,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         batch = batch.to(self.fabric.device, non_blocking=True)
-        logits = self._module(batch.sparse, batch.sequences, batch.user_index)
+        logits = self._module(*batch.inputs())
         loss = self._loss(logits, batch.labels)
         for optimizer in self._steppers:
             optimizer.zero_grad(set_to_none=True)
@@ -371,7 +371,7 @@ def check_spec(content: Mapping[str, Any], spec: DatasetSpec, origin: str | Path
         CheckpointError: naming ``origin`` and what differs.
     """
     for key, value in spec.to_dict().items():
-        stored = content["spec"].get(key)
+        stored = content["spec"].get(key, [])  # a key of later versions, empty before
         if key not in ("name", "positive_rates") and stored != value:
             raise CheckpointError(
                 f"{origin}: was trained on other data: expected {key} = {stored!r}, found {value!r}"

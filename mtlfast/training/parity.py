@@ -88,7 +88,7 @@ def compare(fused: nn.Module, reference: nn.Module, batches: Sequence[Batch]) ->
 def _run(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     model.eval()
     model.zero_grad(set_to_none=True)
-    logits = model(batch.sparse, batch.sequences, batch.user_index)
+    logits = model(*batch.inputs())
     cast(Any, model).loss(logits, batch.labels).backward()
     grads = {
         name: weight.grad.to_dense() if weight.grad.is_sparse else weight.grad

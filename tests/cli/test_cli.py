@@ -298,7 +298,7 @@ def test_dtn_on_raw_aliexpress_files(tmp_path, capsys):
     assert len(curve(tmp_path / "run")) == 1 + 2
 
 
-@pytest.mark.parametrize("preset", ["rechub", "aitm"])
+@pytest.mark.parametrize("preset", ["rechub", "aitm", "dtn"])
 def test_dtn_on_raw_aliccp_files(tmp_path, preset, capsys):
     pytest.importorskip("pyarrow", reason="tables are kept as parquet")
     write_aliccp(tmp_path / "raw")

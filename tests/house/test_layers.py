@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The first name below `mtlfast` -> the first names it may import. Its own name goes without saying.
 # Leaves are tiny files that know nothing but other leaves; `bare` ones need only torch and NumPy.
-BARE = {"jagged", "errors", "dtypes", "_version"}
+BARE = {"bags", "jagged", "errors", "dtypes", "_version"}
 NATIVE = {"_C", "_extension", "_ranges"}
 LEAVES = BARE | {"_config", "_checks", "_ranking"}
 BLOCKS = {"heads", "sequence", "interactions"}

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlfast.data.compressed import open_binary
+from mtlfast.data.tables.bags import Bags, StagedBags, bag_column
 from mtlfast.data.tables.blocks import Malformed
 from mtlfast.data.tables.csv_columns import Kind, labels, numpy, parse_columns
 from mtlfast.data.tables.disk_join import KeyedRows
@@ -62,6 +63,7 @@ class _Raw(TableFormat):
     name = "aliccp-raw"
     categorical = FIELDS
     numeric = VALUES
+    multi_valued = MULTI_VALUED
 
     def __init__(self, folder: Path) -> None:
         self.files = {
@@ -78,11 +80,16 @@ class _Raw(TableFormat):
         for keys, features in reading.lines(_parse_common).read(common_file):
             reading.leave_out("features of unknown fields", int((features.field < 0).sum()))
             common.append(keys, _last_of_each(features, len(keys)))
+            for name, staged in (reading.bags or {}).items():
+                # Every user's list, empty ones too: numbered as the rows of `common`.
+                staged.add(_bags_of(features, name, len(keys)))
         common.finish()
 
         join = _Join(common)
-        for rows, unknown in reading.lines(join).read(skeleton_file):
-            reading.leave_out("features of unknown fields", unknown)
+        for rows, features, users in reading.lines(join).read(skeleton_file):
+            reading.leave_out("features of unknown fields", int((features.field < 0).sum()))
+            for name, staged in (reading.bags or {}).items():
+                rows.columns[bag_column(name)] = _number_bags(staged, features, name, users)
             wrong = rows.labels[:, 1] & ~rows.labels[:, 0]
             reading.leave_out("rows with a purchase but no click", int(wrong.sum()))
             yield rows.rows(~wrong) if wrong.any() else rows
@@ -111,7 +118,8 @@ class _Join:
     def __init__(self, common: KeyedRows) -> None:
         self._common = common
 
-    def __call__(self, block: bytes) -> tuple[RowBlock, int]:
+    def __call__(self, block: bytes) -> tuple[RowBlock, Features, NDArray[np.int64]]:
+        """The rows, their own features, and the row of each one's common features."""
         table = parse_columns(block, _SKELETON_KINDS)
         features = parse_features(
             table.column("feat_list"), numpy(table, "feat_num"), _FIELD_NUMBERS
@@ -125,7 +133,8 @@ class _Join:
         columns = [*ids.T, *np.nan_to_num(values.T)]
         return (
             RowBlock(dict(zip(FIELDS + VALUES, columns, strict=True)), labels(table, _LABELS)),
-            int((features.field < 0).sum()),
+            features,
+            row,
         )
 
     def _common_rows(self, keys: Any) -> NDArray[np.int64]:
@@ -153,6 +162,25 @@ def _last_of_each(features: Features, rows: int) -> dict[str, NDArray[Any]]:
     with_value = known[place >= 0]
     values[features.row[with_value], place[place >= 0]] = features.value[with_value]
     return {"ids": ids, "values": values}
+
+
+def _bags_of(features: Features, name: str, rows: int) -> Bags:
+    """All features of one field, row by row."""
+    chosen = np.flatnonzero(features.field == _FIELD_NUMBERS[name])
+    lengths = np.bincount(features.row[chosen], minlength=rows).astype(np.int64)
+    return Bags(lengths, features.feature[chosen], features.value[chosen])
+
+
+def _number_bags(
+    staged: StagedBags, features: Features, name: str, users: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Numbers of the rows' lists: their own, which are staged here, or else their user's."""
+    own = _bags_of(features, name, len(users))
+    filled = own.lengths > 0
+    first = staged.add(Bags(own.lengths[filled], own.ids, own.weights))
+    numbers = users.copy()
+    numbers[filled] = first + np.arange(int(filled.sum()))
+    return numbers
 
 
 class _Processed(TableFormat):

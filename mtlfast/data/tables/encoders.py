@@ -42,6 +42,10 @@ class EncoderFit:
             counts.add(ids[ids != MISSING])
         self._sample.add(columns)
 
+    def add_ids(self, field: str, ids: NDArray[np.int64]) -> None:
+        """Look at ids of a field that has several per row."""
+        self._counts.setdefault(field, IdCounts()).add(ids)
+
     def finish(self, min_count: int, value_min_count: int, num_bins: int) -> Encoders:
         """The encoders.
 
@@ -66,6 +70,13 @@ class Encoders:
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         self._encoders = dict(encoders)
+
+    def vocabulary(self, field: str) -> Vocabulary:
+        """That of a field with ids."""
+        encoder = self._encoders[field]
+        if not isinstance(encoder, Vocabulary):
+            raise TypeError(f"{field}: expected a field with ids, found one with numbers")
+        return encoder
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from mtlfast.data.compressed import OnError
 from mtlfast.data.progress import MakeProgress, ProgressBar
+from mtlfast.data.tables.bags import StagedBags, bag_column
 from mtlfast.data.tables.blocks import BLOCK_BYTES
 from mtlfast.data.tables.encoders import EncoderFit, Encoders
 from mtlfast.data.tables.stored_rows import RowWriter, import_parquet
 from mtlfast.data.tables.table_format import FilePart, Reading, RowBlock, TableFormat
 
-__all__ = ["PrepareOptions", "label_column", "prepare"]
+__all__ = ["PrepareOptions", "bags_path", "label_column", "prepare"]
 
 _SPLIT_SEED = 2018  # fixed, so that the halves of the test part are the same in every run
 
@@ -34,6 +35,8 @@ class PrepareOptions:
         num_bins: bins for the other numbers of a field.
         sample_rows: training rows drawn for the bins.
         on_error: raise on a malformed row, or skip and count it.
+        multi_valued: keep all ids of multi-valued fields. An id then counts once for every list
+            that holds it, and a list that rows share counts once.
     """
 
     min_count: int = 1
@@ -41,13 +44,21 @@ class PrepareOptions:
     num_bins: int = 32
     sample_rows: int = 200_000
     on_error: OnError = "raise"
+    multi_valued: bool = False
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"on_error: expected 'raise' or 'skip', found {self.on_error!r}")
         for name, value in asdict(self).items():
-            if name != "on_error" and value < 1:
+            if name not in ("on_error", "multi_valued") and value < 1:
                 raise ValueError(f"{name}: expected at least 1, found {value}")
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that differ where the content differs."""
+        values = asdict(self)
+        if not self.multi_valued:
+            del values["multi_valued"]  # as caches were named before there was such an option
+        return values
 
 
 def label_column(task: str) -> str:
@@ -62,7 +73,8 @@ def prepare(
     progress: MakeProgress,
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
-    """Fill ``folder`` with ``{train,validation,test}.parquet`` and ``encoders.npz``.
+    """Fill ``folder`` with ``{train,validation,test}.parquet`` and ``encoders.npz``; on request
+    with the lists of multi-valued fields, see :func:`bags_path`.
 
     The training part is read once: its rows wait on disk, as they are, until the encoders are
     fitted. Where the publisher has no validation part, it is one half of the test part, drawn once
@@ -79,9 +91,16 @@ def prepare(
     files = [file for part in source.files.values() for file in part]
     bar = progress(sum(f.stat().st_size for f in files), label=f"reading {source.name}", unit="B")
     reading = Reading(scratch, options.on_error, bar.advance, block_bytes)
-    fit = EncoderFit(source.categorical, source.numeric, options.sample_rows)
+    multi_valued = source.multi_valued if options.multi_valued else ()
+    single = [name for name in source.categorical if name not in multi_valued]
+    fit = EncoderFit(single, source.numeric, options.sample_rows)
+    bags = {
+        part: {name: StagedBags(bags_path(folder, part, name)) for name in multi_valued}
+        for part in ("train", "test")
+    }
     positive = np.zeros(len(source.tasks), np.int64)
     try:
+        reading.bags = bags["train"] if multi_valued else None
         with RowWriter(scratch / "train.parquet") as writer:
             for block in source.read("train", reading):
                 fit.add(block.columns)
@@ -89,7 +108,11 @@ def prepare(
                 writer.add(_columns(source, block.columns, block.labels))
         if not writer.rows:
             raise ValueError(f"{source.files['train'][-1]}: expected training rows, found none")
+        for name, lists in bags["train"].items():
+            for ids in lists.ids():
+                fit.add_ids(name, ids)
         encoders = fit.finish(options.min_count, options.value_min_count, options.num_bins)
+        reading.bags = bags["test"] if multi_valued else None
         rows = _write_test_parts(folder, source, reading, encoders)
     finally:
         bar.close()
@@ -98,6 +121,9 @@ def prepare(
         rows["train"] = _encode_train(scratch / "train.parquet", folder, source, encoders, bar)
     finally:
         bar.close()
+    for part, stores in bags.items():
+        for name, lists in stores.items():
+            lists.encode(bags_path(folder, part, name), encoders.vocabulary(name))
     encoders.save(folder / "encoders.npz")
     shutil.rmtree(scratch)
     return {
@@ -119,7 +145,7 @@ def _encode_train(
             table = reader.read_row_group(group)
             columns = {name: table.column(name).to_numpy() for name in table.column_names}
             labels = {name: columns[name] for name in map(label_column, source.tasks)}
-            writer.add({**encoders(columns), **labels})
+            writer.add({**encoders(columns), **_bag_numbers(columns), **labels})
             bar.advance(table.num_rows)
     return writer.rows
 
@@ -133,7 +159,8 @@ def _write_test_parts(
             for part in ("validation", "test")
         }
         for part, block in _test_blocks(source, reading):
-            writers[part].add(_columns(source, encoders(block.columns), block.labels))
+            columns = {**encoders(block.columns), **_bag_numbers(block.columns)}
+            writers[part].add(_columns(source, columns, block.labels))
     return {part: writer.rows for part, writer in writers.items()}
 
 
@@ -168,6 +195,17 @@ class Halves:
         )
         self._open = bool(drawn[rows]) if len(drawn) > rows else None
         return drawn[:rows]
+
+
+def bags_path(folder: Path, part: str, field: str) -> Path:
+    """Where the lists of a multi-valued field are, see :class:`StoredBags`; the validation part's
+    are among the test part's.
+    """
+    return folder / f"bags-{part}-{field}"
+
+
+def _bag_numbers(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: values for name, values in columns.items() if name.startswith(bag_column(""))}
 
 
 def _columns(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlfast.data.compressed import OnError
+from mtlfast.data.tables.bags import StagedBags
 from mtlfast.data.tables.blocks import BLOCK_BYTES, LineReader
 
 __all__ = ["MISSING", "FilePart", "Reading", "RowBlock", "TableFormat"]
@@ -28,7 +29,8 @@ class RowBlock:
 
     Attributes:
         columns: per categorical field int64 ``[n]`` (:data:`MISSING` where absent), per numeric
-            field float64 ``[n]``.
+            field float64 ``[n]``; per multi-valued field, where these are asked for, also
+            ``bag_column(field)`` with the numbers of the rows' lists in ``Reading.bags``.
         labels: bool ``[n, T]``.
     """
 
@@ -55,6 +57,8 @@ class Reading:
         block_bytes: how much text is parsed at a time.
 
     Attributes:
+        bags: of the part that is read, where the lists of each multi-valued field go; None if they
+            are not asked for.
         left_out: rows left out, by reason; "malformed" are those of ``on_error="skip"``.
     """
 
@@ -62,6 +66,7 @@ class Reading:
     on_error: OnError = "raise"
     on_read: Callable[[int], None] | None = None
     block_bytes: int = BLOCK_BYTES
+    bags: dict[str, StagedBags] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     def lines(self, parse: Callable[[bytes], T], header: str | None = None) -> LineReader[T]:
@@ -88,6 +93,8 @@ class TableFormat(ABC):
         name: of the data set and the format, such as "aliexpress-raw".
         categorical: names of the fields with ids.
         numeric: names of the fields with numbers.
+        multi_valued: those of ``categorical`` that may have several ids per row; their columns
+            hold one of them.
         tasks, task_parents: see :class:`mtlfast.data.DatasetSpec`.
         files: per part the files it is read from.
     """
@@ -95,6 +102,7 @@ class TableFormat(ABC):
     name: str
     categorical: tuple[str, ...]
     numeric: tuple[str, ...]
+    multi_valued: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("click", "conversion")
     task_parents: tuple[int | None, ...] = (None, 0)
     files: dict[FilePart, tuple[Path, ...]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from aliccp_rows import common, common_row, own, skeleton_row, write_raw
 
-from mtlfast.data import AliCCPSource, open_source
+from mtlfast.data import AliCCPSource, Batch, open_source
 from mtlfast.data.tables.aliccp import FIELDS, MULTI_VALUED, VALUES, aliccp_format
 from mtlfast.data.tables.table_format import MISSING, Reading, RowBlock
 
@@ -75,6 +75,64 @@ def test_presets(folder: Path) -> None:
     assert chosen.spec.fields == ("205", "D508")
     with pytest.raises(ValueError, match=r"preset: expected one of .* found 'x'"):
         AliCCPSource(folder, preset="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pooling", ["sum", "weighted"])
+def test_multi_valued_fields_keep_all_features(folder: Path, pooling: str) -> None:
+    source = AliCCPSource(
+        folder, preset="dtn", pooling=pooling, fields=["101", "205", *MULTI_VALUED]
+    )  # type: ignore[arg-type]
+    spec = source.spec
+    assert spec.multi_valued == tuple(range(2, 7))
+    everything = [(f, k) for i in range(60) for f, k, _ in common(i % 12) + own(i)]
+    vocabularies = {name: sorted({k for f, k in everything if f == name}) for name in spec.fields}
+    assert spec.vocab_sizes == tuple(1 + len(ids) for ids in vocabularies.values())
+
+    def lists(batch: Batch) -> list[list[list[tuple[int | None, float]]]]:
+        """Per row and field all (feature, weight)."""
+        assert batch.bags is not None
+        ids, weights = batch.bags
+        values = [1.0] * len(ids.values) if weights is None else weights.tolist()
+        ends, size = ids.offsets.tolist(), len(batch)
+        names = [(None, *vocabularies[name]) for name in MULTI_VALUED]
+        pairs = list(zip(ids.values.tolist(), values, strict=True))
+        return [
+            [
+                [(names[g][k], v) for k, v in pairs[ends[g * size + i] : ends[g * size + i + 1]]]
+                for g in range(5)
+            ]
+            for i in range(size)
+        ]
+
+    def expected(i: int, user: int) -> list[list[tuple[int, float]]]:
+        features = common(user) + own(i)
+        return [
+            [(k, v if pooling == "weighted" else 1.0) for f, k, v in features if f == name]
+            for name in MULTI_VALUED
+        ]
+
+    train = source.train_batch(60, 0, 0)  # in random order
+    assert sorted(lists(train)) == sorted(expected(i, i % 12) for i in range(60))
+    test = source.test_batch(30, 0)  # one half after the other
+    assert sorted(lists(test)) == sorted(expected(1000 + i, i % 12) for i in range(30))
+    # The column in `sparse` has the last of them.
+    last = [row[0][-1][0] for row in lists(train)]
+    assert [vocabularies["210"][k - 1] for k in train.sparse[:, 2].tolist()] == last
+
+
+def test_multi_valued_fields_have_a_cache_of_their_own(folder: Path) -> None:
+    before = AliCCPSource(folder, min_count=1)
+    with_lists = AliCCPSource(folder, min_count=1, pooling="sum")
+    assert before.folder != with_lists.folder
+    assert before.spec.multi_valued == ()
+    assert before.train_batch(60, 0, 0).bags is None
+    assert with_lists.folder == AliCCPSource(folder, min_count=1, pooling="weighted").folder
+    shared = with_lists.spec.fields.index("205")
+    assert torch.equal(
+        before.test_batch(30, 0).sparse[:, shared], with_lists.test_batch(30, 0).sparse[:, shared]
+    )
+    (with_lists.folder / "bags-train-210.ids").unlink()
+    assert AliCCPSource(folder, min_count=1, pooling="sum").train_batch(60, 0, 0).bags is not None
 
 
 def test_ids_that_training_does_not_hold_are_unknown(folder: Path) -> None:
@@ -168,6 +226,10 @@ def test_processed_tables(folder: Path, tmp_path: Path) -> None:
     # Where a row has a feature, equal features have equal ids in both.
     shift = (source.train_batch(60, 0, 0).sparse - raw.train_batch(60, 0, 0).sparse)[present]
     assert set(shift.tolist()) <= {0, 1}
+    with pytest.raises(ValueError, match="pooling: expected last for aliccp-processed"):
+        AliCCPSource(processed, preset="dtn")
+    with pytest.raises(ValueError, match="pooling: expected last, sum or weighted, found 'mean'"):
+        AliCCPSource(folder, pooling="mean")  # type: ignore[arg-type]
     sizes = [
         AliCCPSource(processed, part=part).num_test_samples  # type: ignore[arg-type]
         for part in ("validation", "test", "both")
