@@ -7,12 +7,15 @@ from mtlfast.heads.config import (
     AITMConfig,
     ESMMConfig,
     HeadConfig,
+    M2MConfig,
     MMoEConfig,
     PLEConfig,
     ShareBottomConfig,
     SingleTaskConfig,
+    SmallHeadsConfig,
 )
 from mtlfast.heads.esmm import ESMM
+from mtlfast.heads.m2m import M2M
 from mtlfast.heads.mmoe import MMoE
 from mtlfast.heads.ple import PLE
 from mtlfast.heads.share_bottom import ShareBottom
@@ -23,10 +26,12 @@ __all__ = [
     "AITM",
     "ESMM",
     "HEAD_CONFIGS",
+    "M2M",
     "PLE",
     "AITMConfig",
     "ESMMConfig",
     "HeadConfig",
+    "M2MConfig",
     "MMoE",
     "MMoEConfig",
     "MultiTaskHead",
@@ -35,6 +40,7 @@ __all__ = [
     "ShareBottomConfig",
     "SingleTask",
     "SingleTaskConfig",
+    "SmallHeadsConfig",
     "Towers",
     "calibration_penalty",
 ]

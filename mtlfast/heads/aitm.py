@@ -117,11 +117,13 @@ class AITM(MultiTaskHead):
         score = (query * key).sum(dim=-1, keepdim=True) * width**-0.5
         return (score.softmax(dim=0) * value).sum(dim=0)
 
-    def extra_loss(self, logits: Tensor) -> Tensor | None:
-        """The weighted calibration penalty, or None where its weight is 0."""
+    def extra_loss(self, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        """The weighted calibration penalty, where its weight is not 0, and that of small towers."""
+        small = super().extra_loss(logits, labels)
         if not self.calibrator:
-            return None
-        return self.calibrator * calibration_penalty(logits, self.parents)
+            return small
+        penalty = self.calibrator * calibration_penalty(logits, self.parents)
+        return penalty if small is None else penalty + small
 
 
 def _known(done: list[Tensor | None], task: int | None) -> Tensor:

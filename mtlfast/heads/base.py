@@ -8,8 +8,9 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mtlfast._checks import check_count, check_dropout, check_units
+from mtlfast._checks import check_count, check_dropout, check_units, check_weight
 from mtlfast.errors import bad
 from mtlfast.heads.towers import Towers
 
@@ -45,6 +46,9 @@ class MultiTaskHead(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.repr_dim = repr_dim
         self.towers = Towers(num_tasks, repr_dim, tower_units, dropout)
+        self.small_towers: Towers | None = None
+        self.small_weight = 0.0
+        self._small_logits: Tensor | None = None
 
     @abstractmethod
     def task_repr(self, x: Tensor) -> Tensor:
@@ -83,19 +87,55 @@ class MultiTaskHead(nn.Module, ABC):
                 f"shape {list(x.shape)}",
             )
         task_repr = self.task_repr(streams)
+        if self.small_towers is not None and self.training:
+            self._small_logits = self.combine(self.small_towers(task_repr))
         logits = self.combine(self.towers(task_repr))
         return (logits, task_repr.transpose(0, 1)) if return_task_repr else logits
 
-    def extra_loss(self, logits: Tensor) -> Tensor | None:
-        """What this head adds to the loss of the tasks: None for most."""
-        return None
+    def add_small_towers(self, units: Sequence[int], weight: float) -> None:
+        """Add a second, smaller tower per task that only helps training (SmallHeads).
+
+        Wang et al., *Can Small Heads Help? Understanding and Improving Multi-Task Generalization*,
+        WWW 2022. It reads what the task's own tower reads and predicts the same label; its
+        cross-entropy, times ``weight``, is part of :meth:`extra_loss`.
+
+        Args:
+            units: hidden widths; none for a linear output.
+            weight: of the added loss.
+        """
+        check_units("units", units, allow_empty=True)
+        check_weight("weight", weight)
+        self.small_towers = Towers(self.num_tasks, self.repr_dim, units)
+        self.small_weight = weight
+
+    def extra_loss(self, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        """What this head adds to the loss of the tasks: None for most.
+
+        Args:
+            logits: ``[B, T]``, of the last forward pass.
+            labels: ``[B, T]``; small towers need them.
+        """
+        small, self._small_logits = self._small_logits, None
+        if small is None or not self.training:
+            return None
+        if labels is None or labels.shape != small.shape:
+            found = "none" if labels is None else f"shape {list(labels.shape)}"
+            raise bad("labels", f"shape {list(small.shape)}", found)
+        losses = F.binary_cross_entropy_with_logits(
+            small.float() if small.element_size() < 4 else small,
+            labels.to(torch.promote_types(small.dtype, torch.float32)),
+            reduction="none",
+        )
+        return self.small_weight * losses.mean(dim=0).sum()
 
     def set_prior(self, positive_rates: Sequence[float]) -> None:
         """Start every task's output bias at the log-odds of its positive rate."""
         if len(positive_rates) != self.num_tasks:
             raise bad("positive_rates", f"{self.num_tasks} rates", len(positive_rates))
         with torch.no_grad():
-            self.towers.bias.copy_(log_odds(positive_rates))
+            for towers in (self.towers, self.small_towers):
+                if towers is not None:
+                    towers.bias.copy_(log_odds(positive_rates))
 
 
 def shared_rows(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from mtlfast._checks import (
@@ -18,6 +18,7 @@ from mtlfast.errors import bad
 from mtlfast.heads.aitm import AITM
 from mtlfast.heads.base import MultiTaskHead
 from mtlfast.heads.esmm import ESMM
+from mtlfast.heads.m2m import M2M
 from mtlfast.heads.mmoe import MMoE
 from mtlfast.heads.ple import PLE
 from mtlfast.heads.share_bottom import ShareBottom
@@ -41,8 +42,20 @@ class HeadConfig:
         self, input_dim: int, num_tasks: int, parents: Sequence[int | None] | None = None
     ) -> MultiTaskHead:
         """The head. ``parents`` is the data set's tree of tasks, which most heads ignore."""
-        options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        options: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return self.head_class(input_dim, num_tasks, **options)
+
+    def on_fields(
+        self, embed_dim: int, vocab_sizes: Sequence[int], item_field: int | None
+    ) -> HeadConfig:
+        """The same options for an input that begins with the embeddings of all sparse fields.
+
+        Args:
+            embed_dim: width of each field's embedding.
+            vocab_sizes: rows of each field's table.
+            item_field: the field with the target item, if there is one.
+        """
+        return self
 
     @classmethod
     def from_value(cls, value: Any, where: str) -> HeadConfig:
@@ -176,6 +189,98 @@ class ESMMConfig(HeadConfig):
         return super().build(input_dim, num_tasks)
 
 
+_PROFILE_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class M2MConfig(HeadConfig):
+    """Options of :class:`M2M`.
+
+    ``scenario_fields`` are the sparse fields that make the scenario; None takes those of the user's
+    profile and of the context, which is to say all but the item and what has more than 1000 ids.
+    Where the input does not begin with fields, or none is left, the whole input is the scenario.
+    """
+
+    name: ClassVar[str] = "m2m"
+    head_class: ClassVar[type[MultiTaskHead]] = M2M
+    scenario_fields: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    num_experts: int = 4
+    expert_units: tuple[int, ...] = (64, 16)
+    meta_layers: int = 1
+    tower_layers: int = 2
+    tower_units: tuple[int, ...] = ()
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "meta_layers"):
+            check_count(name, getattr(self, name))
+        if self.tower_layers < 0:
+            raise bad("tower_layers", "at least 0", self.tower_layers)
+        check_units("expert_units", self.expert_units)
+        _check_common(self.tower_units, self.dropout)
+
+    def on_fields(
+        self, embed_dim: int, vocab_sizes: Sequence[int], item_field: int | None
+    ) -> HeadConfig:
+        """The same options with the columns of the scenario's fields."""
+        if self.columns is not None:
+            return self
+        chosen = self.scenario_fields
+        if chosen is None:
+            chosen = tuple(
+                f
+                for f, size in enumerate(vocab_sizes)
+                if f != item_field and size <= 1 + _PROFILE_ROWS
+            )
+        elif not chosen or any(not 0 <= f < len(vocab_sizes) for f in chosen):
+            raise bad("scenario_fields", f"some in [0, {len(vocab_sizes)})", list(chosen))
+        columns = tuple(f * embed_dim + i for f in chosen for i in range(embed_dim))
+        return replace(self, columns=columns or None)
+
+    def build(
+        self, input_dim: int, num_tasks: int, parents: Sequence[int | None] | None = None
+    ) -> MultiTaskHead:
+        """The head; ``scenario_fields`` is what :meth:`on_fields` makes columns of."""
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        del options["scenario_fields"]
+        return M2M(input_dim, num_tasks, **options)
+
+
+@dataclass(frozen=True)
+class SmallHeadsConfig(HeadConfig):
+    """Options of SmallHeads: any head, with a second, smaller tower per task while training.
+
+    ``base`` is the head, ``small_units`` the hidden widths of the small towers, ``weight`` that of
+    their loss; see :meth:`MultiTaskHead.add_small_towers`.
+    """
+
+    name: ClassVar[str] = "small_heads"
+    base: HeadConfig = field(default_factory=MMoEConfig)
+    small_units: tuple[int, ...] = ()
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, HeadConfig):
+            raise bad("base", "a HeadConfig", type(self.base).__name__)
+        check_units("small_units", self.small_units, allow_empty=True)
+        check_weight("weight", self.weight)
+
+    def on_fields(
+        self, embed_dim: int, vocab_sizes: Sequence[int], item_field: int | None
+    ) -> HeadConfig:
+        """The same for the head it is about."""
+        return replace(self, base=self.base.on_fields(embed_dim, vocab_sizes, item_field))
+
+    def build(
+        self, input_dim: int, num_tasks: int, parents: Sequence[int | None] | None = None
+    ) -> MultiTaskHead:
+        """The head ``base`` with small towers."""
+        head = self.base.build(input_dim, num_tasks, parents)
+        head.add_small_towers(self.small_units, self.weight)
+        return head
+
+
 HEAD_CONFIGS: dict[str, type[HeadConfig]] = {
     config.name: config
     for config in (
@@ -185,6 +290,8 @@ HEAD_CONFIGS: dict[str, type[HeadConfig]] = {
         PLEConfig,
         AITMConfig,
         ESMMConfig,
+        M2MConfig,
+        SmallHeadsConfig,
     )
 }
 

@@ -7,6 +7,7 @@ from mtlfast.models.field_model import FieldModel, FieldModelConfig
 from mtlfast.models.loss import task_losses
 from mtlfast.models.memonet import MemoNet, MemoNetModelConfig
 from mtlfast.models.registry import ModelEntry, available, build
+from mtlfast.models.sequence_model import SequenceModel, SequenceModelConfig
 from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec, Sizes
 from mtlfast.models.tfi import TFI, TFIConfig, TFIOutput
@@ -30,6 +31,8 @@ __all__ = [
     "ModelEntry",
     "ModuleKey",
     "SFMConfig",
+    "SequenceModel",
+    "SequenceModelConfig",
     "Sizes",
     "TFIConfig",
     "TFIOutput",

@@ -191,9 +191,8 @@ class DTRN(nn.Module):
             if config.refinement
             else None
         )
-        self.head = config.head.build(
-            sparse_dim + self.tim.output_dim, num_tasks, spec.task_parents
-        )
+        head = config.head.on_fields(d, spec.vocab_sizes, spec.item_field)
+        self.head = head.build(sparse_dim + self.tim.output_dim, num_tasks, spec.task_parents)
         if config.prior_bias and len(spec.positive_rates):
             self.head.set_prior(spec.positive_rates)
         weights = None if config.task_weights is None else torch.tensor(config.task_weights)
@@ -274,7 +273,7 @@ class DTRN(nn.Module):
         """Weighted sum of the tasks' mean binary cross-entropies, plus the head's own term."""
         losses = task_losses(logits, labels)
         loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
-        extra = self.head.extra_loss(logits)
+        extra = self.head.extra_loss(logits, labels)
         return loss if extra is None else loss + extra
 
 

@@ -129,7 +129,7 @@ class FieldModel(nn.Module, ABC):
     def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
         """Logits ``[B, T]`` from embeddings ``[B, F, d]`` and their ids ``[B, F]``."""
 
-    def extra_loss(self, logits: Tensor) -> Tensor | None:
+    def extra_loss(self, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
         """What the model adds to the loss of the tasks."""
         return None
 
@@ -137,5 +137,5 @@ class FieldModel(nn.Module, ABC):
         """Weighted sum of the tasks' mean binary cross-entropies, plus the model's own term."""
         losses = task_losses(logits, labels, self.positive_weights)
         loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
-        extra = self.extra_loss(logits)
+        extra = self.extra_loss(logits, labels)
         return loss if extra is None else loss + extra

@@ -12,6 +12,7 @@ from mtlfast.errors import bad
 from mtlfast.models.dtn import DTN, DTNConfig
 from mtlfast.models.dtrn import DTRN, DTRNConfig
 from mtlfast.models.memonet import MemoNet, MemoNetModelConfig
+from mtlfast.models.sequence_model import SequenceModel, SequenceModelConfig
 from mtlfast.models.sfm import MTL, SFM, MTLConfig, SFMConfig
 from mtlfast.models.spec import DataSpec
 from mtlfast.models.tfi import TFI, TFIConfig
@@ -43,6 +44,13 @@ _ENTRIES = (
         DTRNConfig,
     ),
     ModelEntry(
+        "sequence",
+        "a sequence encoder and a multi-task head; encoder.name and head.name choose which",
+        "what DTRN is compared with: YouTubeNet, DIN, DIEN, BST, ATRank, DFN",
+        SequenceModel,
+        SequenceModelConfig,
+    ),
+    ModelEntry(
         "dtn",
         "interaction modules per task and shared ones, gates over them, a graph of tasks",
         _DTN_PAPER,
@@ -66,7 +74,8 @@ _ENTRIES = (
     ModelEntry(
         "mtl",
         "a multi-task head on the embedded fields; head.name chooses which",
-        "the baselines of both papers: ShareBottom, MMoE, PLE, AITM, ESMM, SingleTask",
+        "the baselines of both papers: ShareBottom, MMoE, PLE, AITM, ESMM, M2M, SmallHeads, "
+        "SingleTask",
         MTL,
         MTLConfig,
     ),

@@ -84,7 +84,10 @@ class MTL(FieldModel):
         config = MTLConfig() if config is None else config
         super().__init__(spec, config, backend)
         self.config = config
-        self.head = config.head.build(self._head_input(config), self.num_tasks, spec.task_parents)
+        head = config.head
+        if type(self) is MTL:  # others give it no fields to choose from
+            head = head.on_fields(config.embed_dim, spec.vocab_sizes, spec.item_field)
+        self.head = head.build(self._head_input(config), self.num_tasks, spec.task_parents)
         if config.prior_bias and len(spec.positive_rates):
             self.head.set_prior(spec.positive_rates)
 
@@ -95,8 +98,8 @@ class MTL(FieldModel):
     def logits(self, fields: Tensor, ids: Tensor) -> Tensor:
         return self.head(fields.flatten(1))
 
-    def extra_loss(self, logits: Tensor) -> Tensor | None:
-        return self.head.extra_loss(logits)
+    def extra_loss(self, logits: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        return self.head.extra_loss(logits, labels)
 
 
 class SFM(MTL):

@@ -8,14 +8,17 @@ from mtlfast.heads import (
     AITM,
     ESMM,
     HEAD_CONFIGS,
+    M2M,
     PLE,
     AITMConfig,
     HeadConfig,
+    M2MConfig,
     MMoE,
     MMoEConfig,
     PLEConfig,
     ShareBottom,
     SingleTask,
+    SmallHeadsConfig,
 )
 
 CLASSES = {
@@ -25,6 +28,8 @@ CLASSES = {
     "ple": PLE,
     "aitm": AITM,
     "esmm": ESMM,
+    "m2m": M2M,
+    "small_heads": MMoE,
 }
 
 
@@ -55,6 +60,21 @@ def test_the_tree_comes_from_the_config_or_else_from_the_data():
     assert AITMConfig(parents=(1, None, 1)).build(4, 3, (None, 0, 0)).parents == (1, None, 1)
     assert AITMConfig().build(4, 3).parents == (None, 0, 1)
     assert MMoEConfig().build(4, 3, (None, 0, 0)).num_tasks == 3
+
+
+def test_the_scenario_comes_from_profile_and_context():
+    sizes = (5000, 900, 3, 2000, 1001)  # the second is the item
+    assert M2MConfig().on_fields(2, sizes, 1).columns == (4, 5, 8, 9)
+    assert M2MConfig(scenario_fields=(3,)).on_fields(2, sizes, 1).columns == (6, 7)
+    assert M2MConfig(columns=(1,)).on_fields(2, sizes, 1).columns == (1,)
+    assert M2MConfig().on_fields(2, (5000, 900), 1).columns is None
+    inner = SmallHeadsConfig(base=M2MConfig()).on_fields(2, sizes, 1).base
+    assert inner.columns == (4, 5, 8, 9)
+    head = M2MConfig().on_fields(2, sizes, 1).build(20, 3)
+    assert head.scenario.in_features == 4
+    with pytest.raises(ValueError, match="scenario_fields: expected some in"):
+        M2MConfig(scenario_fields=(5,)).on_fields(2, sizes, 1)
+    assert MMoEConfig().on_fields(2, sizes, 1) == MMoEConfig()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlfast.heads import AITM, ESMM, PLE, MMoE, ShareBottom, SingleTask, calibration_penalty
+from mtlfast.heads import (
+    AITM,
+    ESMM,
+    M2M,
+    PLE,
+    MMoE,
+    ShareBottom,
+    SingleTask,
+    calibration_penalty,
+)
 
 T, D, B = 4, 6, 5
 
@@ -190,3 +199,62 @@ def test_calibration_penalty():
     assert abs(float(head.extra_loss(logits)) - 0.6 * expected) < 1e-12
     assert AITM(D, 3).extra_loss(logits) is None
     assert MMoE(D, 3).extra_loss(logits) is None
+
+
+@pytest.mark.parametrize("columns", [None, (0, 3, 4)])
+def test_m2m(x, columns):
+    head = randomize(M2M(D, T, columns=columns, num_experts=3, expert_units=(5, 4), meta_layers=2))
+    leaky = torch.nn.functional.leaky_relu
+
+    def meta(layer, u, s):
+        p = layer.width
+        weight = (s @ layer.weight.weight.T + layer.weight.bias).view(p, p)
+        return leaky(u @ weight + s @ layer.bias.weight.T + layer.bias.bias)
+
+    reprs = torch.zeros(T, B, 4, dtype=torch.float64)
+    for t in range(T):
+        task = leaky(head.task(head.task_embedding[t]))
+        for n in range(B):
+            row = x[n, t]
+            s = leaky(head.scenario(row if columns is None else row[list(columns)]))
+            experts, scores = [], []
+            for i in range(3):
+                e = row
+                for weight, bias in zip(head.expert_weights, head.expert_biases, strict=True):
+                    e = leaky(weight[i] @ e + bias[i])
+                u = torch.cat((e, task))
+                for layer in head.attention:
+                    u = meta(layer, u, s)
+                experts.append(e)
+                scores.append(head.score[t] @ u)
+            found = torch.stack(scores).softmax(dim=0) @ torch.stack(experts)
+            for layer in head.meta_towers:
+                found = leaky(meta(layer, found, s) + found)
+            reprs[t, n] = found
+    check(head, x, list(reprs))
+
+
+def test_small_heads(x):
+    head = MMoE(D, T, expert_units=(5,), tower_units=(4,))
+    labels = torch.tensor([[1.0, 0.0, 0.0, 1.0]] * B, dtype=torch.float64)
+    head.add_small_towers((3,), 0.25)
+    head = randomize(head)
+    logits, task_repr = head(x, return_task_repr=True)
+    expected = 0.0
+    for t in range(T):
+        hidden = network(head.small_towers.hidden, t, task_repr[:, t])
+        out = hidden @ head.small_towers.weight[t, 0] + head.small_towers.bias[t]
+        p = out.sigmoid()
+        losses = labels[:, t] * p.log() + (1 - labels[:, t]) * (1 - p).log()
+        expected = expected - losses.mean()
+    extra = head.extra_loss(logits, labels)
+    torch.testing.assert_close(extra, 0.25 * expected)
+    assert head.extra_loss(logits, labels) is None  # of a forward pass but once
+    extra.backward()
+    assert head.experts.weights[0].grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"labels: expected shape \[5, 4\], found none"):
+        head.extra_loss(head(x))
+    # Nothing is added outside training, and the logits are the same.
+    head.eval()
+    torch.testing.assert_close(head(x), logits)
+    assert head.extra_loss(logits, labels) is None

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from mtlfast.heads import AITM, ESMM, PLE, MMoE, MultiTaskHead, ShareBottom, SingleTask
+from mtlfast.heads import AITM, ESMM, M2M, PLE, MMoE, MultiTaskHead, ShareBottom, SingleTask
 
 T, D, B = 4, 10, 7
 
@@ -22,6 +22,7 @@ HEADS = {
     "cgc": lambda: PLE(D, T, expert_units=((6, 5),), num_shared_experts=2, tower_units=(4,)),
     "ple": lambda: PLE(D, T, expert_units=((6, 5), (4,), (3, 2)), num_task_experts=2),
     "aitm": lambda: AITM(D, T, parents=(None, 0, 0, 2), bottom_units=(6, 5)),
+    "m2m": lambda: M2M(D, T, columns=(1, 4, 5), num_experts=2, expert_units=(6, 3)),
     "aitm_flat": lambda: AITM(D, T, parents=(None,) * T, bottom_units=(6,), tower_units=(3,)),
 }
 

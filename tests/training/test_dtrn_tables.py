@@ -44,16 +44,16 @@ def test_every_row_is_a_model_of_its_own(name, data):
     seen = set()
     for variant in variants:
         left = remove_tasks(spec, [variant.removed]) if variant.removed else spec
-        options = {"embed_dim": 4, **variant.options}
+        options = {"embed_dim": 8, **variant.options}
         model = models.build(variant.model, left, options)
         # Nothing that a misspelt or forgotten option would leave equal.
         shapes = tuple((key, tuple(value.shape)) for key, value in model.state_dict().items())
         assert (shapes, variant.removed) not in seen, variant.name
         seen.add((shapes, variant.removed))
         published = variant.paper(spec.tasks, spec.tasks[-1])
-        assert (published is None) == (
-            data == "tenrec" or name == "dtrn-fig4" or variant.removed == spec.tasks[-1]
-        )
+        nowhere = name == "dtrn-fig4" or variant.removed == spec.tasks[-1] or variant.name == "BST"
+        of_these_data = data == "ecommerce" or name == "dtrn-table4"
+        assert (published is None) == (nowhere or not of_these_data)
 
 
 def test_heads_follow_the_data():

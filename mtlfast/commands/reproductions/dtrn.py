@@ -16,6 +16,7 @@ __all__ = ["COMMANDS"]
 
 _SWEEP = "dtrn-fig4"
 _HELP = {
+    "dtrn-table4": "DTRN and everything it is compared with",
     "dtrn-table5": "DMT, with TIM, with TRM, and DTRN",
     "dtrn-table6": "where task and behavior enter DTRN's transformer: QKV, FFN, layer norm",
     "dtrn-table7": "DMT and DTRN under ShareBottom, MMoE, PLE and AITM",
@@ -23,6 +24,10 @@ _HELP = {
     _SWEEP: "AUC of DMT and DTRN over the embedding width, with a plot",
 }
 _MORE = {
+    "dtrn-table4": """\
+YouTubeNet, DIN, DIEN and BST read the first behavior of the data, ATRANK and DFN all of
+them, with MMoE behind. The rows below read DMT's interests. DTRN's head is AITM where tasks
+of the data follow each other and MMoE elsewhere, unless --head says otherwise.""",
     "dtrn-table5": """\
 All models read the same sequences and have the same head, AITM where tasks of the data
 follow each other and MMoE elsewhere, unless --head says otherwise.""",
@@ -75,11 +80,12 @@ and table.json. A run that was stopped goes on with the same command.
 
     @cached_property
     def EXAMPLES(self) -> str:
-        more = "--sizes 8 16 --max-steps 100" if self.NAME == _SWEEP else "--rows DTRN"
-        if self.NAME == "dtrn-table6":
-            more = "--rows QKV FFN-1"
-        elif self.NAME == "dtrn-table7":
-            more = "--rows MMoE MMoE+DTRN"
+        more = {
+            "dtrn-table4": "--rows DIN DTRN",
+            "dtrn-table6": "--rows QKV FFN-1",
+            "dtrn-table7": "--rows MMoE MMoE+DTRN",
+            _SWEEP: "--sizes 8 16 --max-steps 100",
+        }.get(self.NAME, "--rows DTRN")
         return f"""\
 examples:
   on generated data
@@ -109,7 +115,7 @@ examples:
             )
         if self.NAME != "dtrn-table7":
             parser.add_argument(
-                "--head", metavar="NAME", help="multi-task head of every model (default: see above)"
+                "--head", metavar="NAME", help="multi-task head where the table leaves a choice"
             )
         parser.add_argument(
             "--out",

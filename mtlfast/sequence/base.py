@@ -1,0 +1,75 @@
+"""What all encoders of behavior sequences have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mtlfast.errors import bad
+from mtlfast.jagged import JaggedSequences
+
+__all__ = ["SequenceEncoder", "for_candidates", "padded"]
+
+
+class SequenceEncoder(nn.Module, ABC):
+    """One vector ``[B, output_dim]`` per candidate from its user's behavior sequences.
+
+    Attributes:
+        embed_dim: ``d`` of tokens and candidates.
+        output_dim: width of the result.
+    """
+
+    def __init__(self, embed_dim: int, output_dim: int) -> None:
+        super().__init__()
+        if embed_dim < 1:
+            raise bad("embed_dim", "a positive int", embed_dim)
+        self.embed_dim = embed_dim
+        self.output_dim = output_dim
+
+    def forward(
+        self, sequences: JaggedSequences, target: Tensor, *, user_index: Tensor | None = None
+    ) -> Tensor:
+        """``[B, output_dim]``.
+
+        Args:
+            sequences: embeddings ``[N, d]`` of the tokens of ``M`` behaviors of ``U`` users.
+            target: embeddings ``[B, d]`` of the candidates.
+            user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
+        """
+        if user_index is not None:
+            sequences = for_candidates(sequences, user_index)
+        if sequences.num_users != target.shape[0]:
+            raise bad("sequences", f"{target.shape[0]} users", sequences.num_users)
+        return self.encode(sequences, target)
+
+    @abstractmethod
+    def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:
+        """:meth:`forward` with sequences for every candidate."""
+
+
+def for_candidates(sequences: JaggedSequences, user_index: Tensor) -> JaggedSequences:
+    """Sequences of ``B`` candidates, those of a shared user repeated."""
+    starts = sequences.offsets[:-1].view(sequences.num_behaviors, -1)[:, user_index].flatten()
+    lengths = sequences.lengths()[:, user_index]
+    flat = lengths.flatten()
+    ends = flat.cumsum(0)
+    shift = torch.repeat_interleave(starts - ends + flat, flat)
+    rows = shift + torch.arange(len(shift), device=shift.device)
+    return JaggedSequences.from_lengths(sequences.values[rows], lengths, max_len=sequences.max_len)
+
+
+def padded(sequences: JaggedSequences, behavior: int) -> tuple[Tensor, Tensor]:
+    """The tokens ``[B, L, d]`` of one behavior and which of them are real, bool ``[B, L]``.
+
+    ``L`` is the longest sequence where that can be read without a sync, and at least 1.
+    """
+    part = sequences.behavior(behavior)
+    lengths = part.lengths()[0]
+    longest = part.max_len
+    if lengths.device.type == "cpu" and len(lengths):
+        longest = int(lengths.max())
+    (tokens,), _ = part.to_padded(widths=[max(longest, 1)])
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    return tokens, columns < lengths[:, None]

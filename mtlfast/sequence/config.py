@@ -1,0 +1,192 @@
+"""Typed options of the sequence encoders, and an encoder from them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from mtlfast._checks import check_dropout, check_units
+from mtlfast._config import from_mapping
+from mtlfast.errors import bad
+from mtlfast.sequence.attention import BST, DFN, ATRank
+from mtlfast.sequence.base import SequenceEncoder
+from mtlfast.sequence.dien import DIEN, GRUKind
+from mtlfast.sequence.pooling import DIN, MeanPooling
+
+__all__ = [
+    "ENCODER_CONFIGS",
+    "ATRankConfig",
+    "BSTConfig",
+    "DFNConfig",
+    "DIENConfig",
+    "DINConfig",
+    "EncoderConfig",
+    "YouTubeNetConfig",
+]
+
+
+@dataclass(frozen=True)
+class EncoderConfig(ABC):
+    """Options of one encoder. In a mapping the key ``name`` chooses it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        """The encoder.
+
+        Args:
+            embed_dim: ``d``.
+            max_lengths: longest sequence of each of the ``M`` behaviors.
+            behaviors: their names, where they have any.
+        """
+
+    @classmethod
+    def from_value(cls, value: Any, where: str) -> EncoderConfig:
+        """From an encoder's name or a mapping with the key ``name``; errors name ``where``."""
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or "name" not in value:
+            raise bad(where, "an encoder's name or a mapping with the key 'name'", repr(value))
+        options = dict(value)
+        name = options.pop("name")
+        if name not in ENCODER_CONFIGS:
+            raise bad(f"{where}.name", f"one of {list(ENCODER_CONFIGS)}", repr(name))
+        return from_mapping(ENCODER_CONFIGS[name], options, where)
+
+
+@dataclass(frozen=True)
+class _OfOneBehavior(EncoderConfig):
+    behavior: int = 0
+
+    def _check(self, max_lengths: Sequence[int]) -> None:
+        if not 0 <= self.behavior < len(max_lengths):
+            raise bad("behavior", f"one in [0, {len(max_lengths)})", self.behavior)
+
+
+@dataclass(frozen=True)
+class YouTubeNetConfig(_OfOneBehavior):
+    """Options of :class:`MeanPooling`."""
+
+    name: ClassVar[str] = "youtubenet"
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        self._check(max_lengths)
+        return MeanPooling(embed_dim, behavior=self.behavior)
+
+
+@dataclass(frozen=True)
+class DINConfig(_OfOneBehavior):
+    """Options of :class:`DIN`."""
+
+    name: ClassVar[str] = "din"
+    units: tuple[int, ...] = (64,)
+    activation: Literal["dice", "prelu", "sigmoid"] = "dice"
+    softmax: bool = False
+
+    def __post_init__(self) -> None:
+        check_units("units", self.units)
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        self._check(max_lengths)
+        return DIN(
+            embed_dim,
+            behavior=self.behavior,
+            units=self.units,
+            activation=self.activation,
+            softmax=self.softmax,
+        )
+
+
+@dataclass(frozen=True)
+class DIENConfig(_OfOneBehavior):
+    """Options of :class:`DIEN`."""
+
+    name: ClassVar[str] = "dien"
+    gru: GRUKind = "augru"
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        self._check(max_lengths)
+        return DIEN(embed_dim, behavior=self.behavior, gru=self.gru)
+
+
+@dataclass(frozen=True)
+class BSTConfig(_OfOneBehavior):
+    """Options of :class:`BST`."""
+
+    name: ClassVar[str] = "bst"
+    num_heads: int = 2
+    ffn_dim: int | None = None
+    readout: Literal["target", "mean"] = "target"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        self._check(max_lengths)
+        return BST(
+            embed_dim,
+            max_lengths[self.behavior],
+            behavior=self.behavior,
+            num_heads=self.num_heads,
+            ffn_dim=self.ffn_dim,
+            readout=self.readout,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class ATRankConfig(EncoderConfig):
+    """Options of :class:`ATRank`."""
+
+    name: ClassVar[str] = "atrank"
+    width: int | None = None
+    num_heads: int = 4
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        return ATRank(embed_dim, len(max_lengths), width=self.width, num_heads=self.num_heads)
+
+
+@dataclass(frozen=True)
+class DFNConfig(EncoderConfig):
+    """Options of :class:`DFN`; ``weak`` None takes behaviors named "negative" or "non_...".
+
+    That is what DTRN's data sets (CIKM 2023, Tables 2 and 3) call items that were shown in vain.
+    """
+
+    name: ClassVar[str] = "dfn"
+    weak: tuple[int, ...] | None = None
+    num_heads: int = 2
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        weak = self.weak
+        if weak is None:
+            weak = tuple(
+                b
+                for b, name in enumerate(behaviors)
+                if name == "negative" or name.startswith("non_")
+            )
+        return DFN(embed_dim, len(max_lengths), weak=weak, num_heads=self.num_heads)
+
+
+ENCODER_CONFIGS: dict[str, type[EncoderConfig]] = {
+    config.name: config
+    for config in (YouTubeNetConfig, DINConfig, DIENConfig, BSTConfig, ATRankConfig, DFNConfig)
+}
