@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,13 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Ops inside run in the dtypes that they are given; meta tensors know no autocast."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def activation_and_compute_dtype(

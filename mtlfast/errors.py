@@ -21,6 +21,10 @@ class TraceTimeError(ValueError, AssertionError):
     """
 
 
+class TraceTimeRefusal(RuntimeError, AssertionError):
+    """Likewise, for what cannot be done in a graph: a RuntimeError."""
+
+
 def bad(argument: str, expected: object, found: object) -> ValueError:
     """The ValueError for one wrong argument; the caller raises it."""
     if isinstance(found, (int, float, torch.SymInt, torch.SymFloat)):
@@ -38,6 +42,20 @@ def _raise_at_trace_time(text: str) -> NoReturn:
 # Dynamo calls such a function while tracing instead of tracing into it. This is what
 # torch.compiler.assume_constant_result sets; that decorator imports all of Dynamo.
 _raise_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse(text: str) -> NoReturn:
+    """Raises RuntimeError for what is right but cannot be done."""
+    if torch.compiler.is_dynamo_compiling():
+        _refuse_at_trace_time(text)
+    raise RuntimeError(text)
+
+
+def _refuse_at_trace_time(text: str) -> NoReturn:
+    raise TraceTimeRefusal(text)
+
+
+_refuse_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def number(value: int | float | torch.SymInt | torch.SymFloat) -> int | float:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
 from mtlfast.nn.hypernetwork import NUM_NORMS, LayerNormHypernetwork
@@ -166,7 +167,7 @@ class ConditionalTransformer(nn.Module):
         num_tasks, num_behaviors, d = self.num_tasks, self.num_behaviors, self.embed_dim
         task = self.task_embedding.weight
         behavior = self.behavior_embedding.weight
-        with torch.autocast(task.device.type, enabled=False):
+        with without_autocast(task.device):
             condition = torch.cat(
                 (
                     task.unsqueeze(1).expand(-1, num_behaviors, -1),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast._checks import check_count
+from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
 from mtlfast.nn.conditional_transformer import (
@@ -188,7 +189,7 @@ class InjectedTransformer(nn.Module):
             return [base] * pairs
         task, behavior = self.task_embedding.weight, self.behavior_embedding.weight
         # Autocast does not lower the precision of what all samples share.
-        with torch.autocast(task.device.type, enabled=False):
+        with without_autocast(task.device):
             condition = torch.cat(
                 (
                     task.repeat_interleave(self.num_behaviors, dim=0),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlfast.errors import bad
+from mtlfast.errors import bad, number, shape_text
 from mtlfast.ops import FusedStep, field_crosses, multi_hash_lookup
+from mtlfast.ops.multi_hash_lookup import check_codebook
 
 # Attentive weights that exist at a time while nothing is differentiated: 16 MiB of float32.
 _MOST_ATTENTIVE_WEIGHTS = 1 << 22
@@ -125,7 +126,7 @@ class MultiHashCodebook(nn.Module):
             ("out_dim", out_dim),
             ("num_hashes", num_hashes),
         ):
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise bad(name, "a positive int", repr(size))
         for name, value, options in (
             ("sharing", sharing, get_args(Sharing)),
@@ -135,6 +136,7 @@ class MultiHashCodebook(nn.Module):
         ):
             if value not in options:
                 raise bad(name, f"one of {options}", repr(value))
+        check_codebook(num_codewords, num_hashes, hash, first_hash)
         if not temperature > 0:
             raise bad("temperature", "a positive float", temperature)
         orders = tuple(orders)
@@ -220,13 +222,13 @@ class MultiHashCodebook(nn.Module):
                 refuses.
         """
         if ids.dim() != 2 or ids.shape[1] != self.num_fields:
-            raise bad("ids", f"shape [B, {self.num_fields}]", f"shape {list(ids.shape)}")
-        expected = (self.num_fields, self.embed_dim)
-        if embeddings.dim() != 3 or tuple(embeddings.shape[1:]) != expected:
+            raise bad("ids", f"shape [B, {self.num_fields}]", f"shape {shape_text(ids)}")
+        expected = (ids.shape[0], self.num_fields, self.embed_dim)
+        if embeddings.dim() != 3 or tuple(embeddings.shape) != expected:
             raise bad(
                 "embeddings",
-                f"shape [B, {self.num_fields}, {self.embed_dim}]",
-                f"shape {list(embeddings.shape)}",
+                f"shape [B = {number(ids.shape[0])}, {self.num_fields}, {self.embed_dim}]",
+                f"shape {shape_text(embeddings)}",
             )
         weights = tuple(self.pair_weights(i, embeddings) for i in range(len(self.orders)))
         shrunk = [

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch.autograd import forward_ad
+
+from ..errors import refuse
 
 _PREFIX = "mtlfast: "
 
@@ -53,6 +56,7 @@ def differentiable(
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
+            refuse_forward_mode(op)
             return forward_op(*inputs)
         return with_value_errors(run_forward, *inputs)
 
@@ -92,8 +96,12 @@ def _eager(
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _no_forward_mode(name)
+
     members = {
         "forward": staticmethod(forward),
+        "jvp": staticmethod(jvp),
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "vmap": staticmethod(no_vmap(name)),
@@ -104,9 +112,30 @@ def _eager(
         differentiated = torch.is_grad_enabled() and any(
             isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
         )
-        return function.apply(*inputs) if differentiated else forward(*inputs)
+        # Below autograd tangents would be lost without a word.
+        if differentiated or _in_forward_mode():
+            return function.apply(*inputs)
+        return forward(*inputs)
 
     return call
+
+
+def _in_forward_mode() -> bool:
+    """Whether torch.func.jvp or a dual level of torch.autograd.forward_ad is active."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_forward_mode(op: str) -> None:
+    """Raises RuntimeError in a graph under forward mode, whose tangents an op would drop."""
+    if _in_forward_mode():
+        _no_forward_mode(op)
+
+
+def _no_forward_mode(op: str) -> NoReturn:
+    refuse(
+        f"{op}: fused backends and compiled graphs have no forward-mode gradients; "
+        "use backend='reference', not compiled, where torch.func.jvp or dual numbers are needed"
+    )
 
 
 def _first_order_only(op: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dtypes import without_autocast
 from ..jagged import JaggedSequences
 from ..reference.conditional_interest import (
     ConditionalTransformerWeights,
@@ -36,20 +37,24 @@ def _reference(
     eps: float,
 ) -> Tensor:
     encoder, decoder = parameters[:_SIDE], parameters[_SIDE : 2 * _SIDE]
-    # The caller has applied the autocast rule already.
-    with torch.autocast(target.device.type, enabled=False):
-        return conditional_interest(
-            JaggedSequences(values, offsets, num_behaviors, max_len),
-            target,
-            ConditionalTransformerWeights(
-                TransformerWeights(*encoder), TransformerWeights(*decoder)
-            ),
-            parameters[-2],
-            parameters[-1],
-            num_heads=num_heads,
-            eps=eps,
-            user_index=user_index,
-        )
+    try:
+        # The caller has applied the autocast rule already.
+        with without_autocast(target.device):
+            return conditional_interest(
+                JaggedSequences(values, offsets, num_behaviors, max_len),
+                target,
+                ConditionalTransformerWeights(
+                    TransformerWeights(*encoder), TransformerWeights(*decoder)
+                ),
+                parameters[-2],
+                parameters[-1],
+                num_heads=num_heads,
+                eps=eps,
+                user_index=user_index,
+            )
+    except ValueError as error:
+        # Wrong data: from inside a graph every backend reports them alike.
+        raise RuntimeError(f"mtlfast: {error}") from None
 
 
 def _reference_backward(

@@ -98,6 +98,7 @@ def conditional_interest(
         check_data(sequences, user_index)
     op: Callable[..., Tensor]
     if chosen == "reference":
+        _native.refuse_forward_mode("conditional_interest")
         op, io = _run_traced_reference, compute
     elif chosen == "triton":
         op, io = _run_triton, activation

@@ -14,6 +14,7 @@ from .. import reference as _reference
 from ..dtypes import cast
 from ..errors import bad
 from ..reference.multi_hash_lookup import (
+    check_hash_functions,
     check_hashing,
     check_ids,
     check_lookup,
@@ -80,6 +81,12 @@ def multi_hash_indices(
         hash=hash,
         first_hash=first_hash,
     )
+
+
+def check_codebook(num_codewords: int, num_hashes: int, hash: str, first_hash: int) -> None:
+    """Raises ValueError for the options of a codebook that no lookup would take."""
+    check_num_codewords("num_codewords", num_codewords)
+    check_hash_functions(num_hashes, hash, first_hash)
 
 
 class FusedStep(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, relu, softmax
 
-from ..dtypes import activation_and_compute_dtype, require_floating
+from ..dtypes import activation_and_compute_dtype, require_floating, without_autocast
 from ..errors import bad, check_user_index, describe, number, require_tensor, shape_text, sizes_text
 from ..jagged import JaggedSequences
 
@@ -81,7 +81,7 @@ def conditional_interest(
     activation, compute = activation_and_compute_dtype(
         (sequences.values, target), parameters, target.device
     )
-    with torch.autocast(target.device.type, enabled=False):
+    with without_autocast(target.device):
         interests = _interests(
             sequences.values.to(activation).to(compute),
             sequences.offsets,

@@ -43,7 +43,8 @@ def conditional_layer_norm(
         eps: added to the variance.
 
     Returns:
-        ``[..., d]`` in the promoted dtype of all inputs; under autocast, in the autocast dtype.
+        ``[..., d]``, contiguous, in the promoted dtype of all inputs; under autocast, in the
+        autocast dtype.
 
     Raises:
         ValueError: wrong shapes, dtypes, devices or options.
@@ -55,7 +56,7 @@ def conditional_layer_norm(
     if residual is not None:
         u = u + residual.to(compute)
     normalized = layer_norm(u, (u.shape[-1],), eps=eps)
-    return (scale.to(compute) * normalized + shift.to(compute)).to(dtype)
+    return (scale.to(compute) * normalized + shift.to(compute)).to(dtype).contiguous()
 
 
 def output_dtype(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> torch.dtype:

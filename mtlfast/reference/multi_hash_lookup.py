@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dtypes import activation_and_compute_dtype, require_floating
+from ..dtypes import activation_and_compute_dtype, require_floating, without_autocast
 from ..errors import bad, can_read, describe, number, require_tensor, shape_text, sizes_text
 from .siphash import KEYS as _SIPHASH_KEYS
 from .siphash import key_strings, siphash
@@ -152,7 +152,7 @@ def multi_hash_lookup(
         first_hash=first_hash,
     )
     dtype = output_dtype(codebook, pair_weights, codeword_weights)
-    with torch.autocast(ids.device.type, enabled=False):
+    with without_autocast(ids.device):
         found = weighted_sum(
             indices,
             codebook,
@@ -338,18 +338,22 @@ def check_hashing(
         raise bad("ids", "dtype int64", describe(ids))
     if ids.dim() != 2:
         raise bad("ids", "shape [B, F]", f"shape {shape_text(ids)}")
+    check_hash_functions(num_hashes, hash, first_hash)
+    if hash == "siphash" and ids.device.type not in ("cpu", "meta"):
+        raise bad("hash", "'mix64' unless ids are on the CPU", f"'siphash' on {ids.device}")
+    return field_crosses(ids.shape[1], order, key_fields)
+
+
+def check_hash_functions(num_hashes: int, hash: str, first_hash: int) -> None:
+    """Raises ValueError where there are no such hash functions."""
     if hash not in HASHES:
         raise bad("hash", f"one of {HASHES}", repr(hash))
     for name, value, least in (("num_hashes", num_hashes, 1), ("first_hash", first_hash, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise bad(name, f"an int of at least {least}", repr(value))
-    if hash == "siphash":
-        if first_hash + num_hashes > len(_SIPHASH_KEYS):
-            expected = f"at most {len(_SIPHASH_KEYS)} hash functions with siphash"
-            raise bad("num_hashes", expected, first_hash + num_hashes)
-        if ids.device.type not in ("cpu", "meta"):
-            raise bad("hash", "'mix64' unless ids are on the CPU", f"'siphash' on {ids.device}")
-    return field_crosses(ids.shape[1], order, key_fields)
+    if hash == "siphash" and first_hash + num_hashes > len(_SIPHASH_KEYS):
+        expected = f"at most {len(_SIPHASH_KEYS)} hash functions with siphash"
+        raise bad("num_hashes", expected, first_hash + num_hashes)
 
 
 def check_lookup(

@@ -328,6 +328,13 @@ def test_empty_batch():
     assert module(sequences, torch.zeros(0, D, dtype=torch.float64)).shape == (0, T, M, D)
 
 
+def test_shapes_alone():
+    """Tensors on the meta device have no data, nor autocast."""
+    module = make_module().to("meta")
+    sequences, target = make_inputs()
+    assert module(sequences.to("meta"), target.to("meta")).shape == (len(target), T, M, D)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "text"),
     [

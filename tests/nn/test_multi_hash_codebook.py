@@ -214,6 +214,9 @@ def test_first_hash_moves_every_index() -> None:
     ("options", "text"),
     [
         ({"num_codewords": 0}, "num_codewords: expected a positive int, found 0"),
+        ({"num_codewords": 2**32}, "num_codewords: expected from 1 to 2.*32 - 1 codewords"),
+        ({"num_fields": True}, "num_fields: expected a positive int, found True"),
+        ({"num_hashes": 12, "hash": "siphash"}, "num_hashes: expected at most 11 hash functions"),
         ({"orders": ()}, "orders: expected distinct orders, at least one"),
         ({"orders": (4,)}, "order: expected 2 or 3, found 4"),
         (
@@ -238,5 +241,7 @@ def test_wrong_inputs() -> None:
     module, (ids, embeddings) = module_of(), inputs()
     with pytest.raises(ValueError, match=r"ids: expected shape \[B, 5\], found shape \[9, 4\]"):
         module(ids[:, :4], embeddings)
-    with pytest.raises(ValueError, match=r"embeddings: expected shape \[B, 5, 3\]"):
+    with pytest.raises(ValueError, match=r"embeddings: expected shape \[B = 9, 5, 3\]"):
         module(ids, embeddings[..., :2])
+    with pytest.raises(ValueError, match=r"embeddings: .* found shape \[8, 5, 3\]"):
+        module_of(shrinking="sum")(ids, embeddings[:8])  # which reads no embedding

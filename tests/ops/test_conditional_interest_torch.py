@@ -263,6 +263,28 @@ def test_vmap_is_refused_with_a_reason() -> None:
         torch.vmap(run)(targets)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_forward_mode_is_right_or_refused(backend: str) -> None:
+    """Never a tangent of zeros, not from compiled graphs either."""
+    case = make(LENGTHS)
+    target = case.tensors["target"].detach()
+
+    def tangent(target: Tensor) -> Tensor:
+        def run(target: Tensor) -> Tensor:
+            return case.with_tensors(target=target).call(ops.conditional_interest, backend=backend)
+
+        return torch.func.jvp(run, (target,), (target,))[1]
+
+    refused = [torch.compile(tangent, fullgraph=True, backend="eager")]
+    if backend == "reference":
+        assert bool(tangent(target).any())
+    else:
+        refused.append(tangent)
+    for function in refused:
+        with pytest.raises(RuntimeError, match=r"conditional_interest: .* forward-mode"):
+            function(target)
+
+
 def test_checkpointing_recomputes() -> None:
     case = make(LENGTHS)
 

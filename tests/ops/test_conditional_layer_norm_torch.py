@@ -287,6 +287,22 @@ def test_vmap_says_what_to_do() -> None:
         torch.vmap(fused, in_dims=(0, None, None))(x, table, table)
 
 
+def test_forward_mode_says_what_to_do() -> None:
+    """Its tangents would be lost below autograd, in eager calls and in graphs."""
+    x, table = torch.randn(5, 24), torch.randn(24)
+
+    def tangent(x: Tensor, backend: str) -> Tensor:
+        def norm(x: Tensor) -> Tensor:
+            return ops.conditional_layer_norm(x, table, table, backend=backend)
+
+        return torch.func.jvp(norm, (x,), (x.square(),))[1]
+
+    assert bool(tangent(x, "reference").any())
+    for run in (tangent, torch.compile(tangent, backend="eager")):
+        with pytest.raises(RuntimeError, match=r"conditional_layer_norm: .* forward-mode"):
+            run(x, "cpu")
+
+
 # ---- backends ----
 
 

@@ -233,3 +233,10 @@ def test_functional_gradient_and_vmap() -> None:
     assert torch.equal(found, torch.autograd.grad(loss(leaf), leaf)[0])
     with pytest.raises(NotImplementedError, match="multi_hash_lookup: fused backends"):
         torch.vmap(loss)(codebook.expand(2, 1, -1, -1))
+    for sparse_grad in (False, True):
+
+        def lookup(codebook: Tensor) -> Tensor:
+            return fused(case.ids, codebook, num_hashes=2, sparse_grad=sparse_grad)  # noqa: B023
+
+        with pytest.raises(RuntimeError, match=r"multi_hash_lookup: .* forward-mode"):
+            torch.func.jvp(lookup, (codebook,), (codebook,))

@@ -52,6 +52,11 @@ def test_gradients_of_any_order(residual: tuple[int, ...] | None) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def test_contiguous_whatever_the_strides() -> None:
+    scale = torch.randn(8, 3, 1).permute(1, 2, 0)
+    assert conditional_layer_norm(torch.randn(2, 1, 4, 8), scale, scale).is_contiguous()
+
+
 def test_under_vmap() -> None:
     x, scale, shift = torch.randn(5, 3, 8), torch.randn(5, 8), torch.randn(8)
     out = torch.vmap(conditional_layer_norm, in_dims=(0, 0, None))(x, scale, shift)
