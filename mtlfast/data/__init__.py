@@ -14,6 +14,7 @@ from mtlfast.data.source import BatchStream, DataSource
 from mtlfast.data.spec import DatasetSpec
 from mtlfast.data.synthetic import SyntheticSource
 from mtlfast.data.table_source import TableSource
+from mtlfast.data.tenrec_source import TenrecSource
 from mtlfast.data.without_tasks import WithoutTasks
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "EventLogSource",
     "SyntheticSource",
     "TableSource",
+    "TenrecSource",
     "WithoutTasks",
     "open_source",
     "read_event_log",

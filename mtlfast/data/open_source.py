@@ -16,6 +16,7 @@ from mtlfast.data.event_log_source import EventLogConfig, EventLogSource
 from mtlfast.data.progress import MakeProgress, no_progress
 from mtlfast.data.source import DataSource
 from mtlfast.data.synthetic import ECOMMERCE, TENREC, Shape, SyntheticSource
+from mtlfast.data.tenrec_source import TenrecSource
 from mtlfast.data.without_tasks import WithoutTasks
 
 __all__ = ["SOURCES", "open_source"]
@@ -28,6 +29,8 @@ _NOT_OPTIONS = ("path", "progress")
 SOURCES = {
     "synthetic:tenrec": "generated, shaped like Tenrec QK-Video-1M: 4 tasks, 5 behaviors, 5 fields",
     "synthetic:ecommerce": "generated, shaped like an ad log: 4 tasks in a funnel, 5 behaviors",
+    "tenrec:PATH": "ctr_data_1M.csv or QK-video.csv of Tenrec, or their folder; 4 tasks, 5 "
+    "behaviors, 5 fields; without PATH $MTLFAST_DATA/tenrec",
     "deskdrop:PATH": "parquet event log (file or folder); without PATH $MTLFAST_DATA/deskdrop",
     "census:PATH": "folder with the files of Census-Income (KDD), raw or parquet; 2 tasks, 39 "
     "fields; without PATH $MTLFAST_DATA/census-income-kdd",
@@ -37,11 +40,12 @@ SOURCES = {
     "without PATH $MTLFAST_DATA/aliccp",
 }
 
-# Folders of fields and labels alone, each with its class and its name below $MTLFAST_DATA.
+# Published files, each with its class and the name of its folder below $MTLFAST_DATA.
 _TABLES: dict[str, tuple[Callable[..., DataSource], str]] = {
     "census": (CensusSource, "census-income-kdd"),
     "aliexpress": (AliExpressSource, "aliexpress"),
     "aliccp": (AliCCPSource, "aliccp"),
+    "tenrec": (TenrecSource, "tenrec"),
 }
 
 
@@ -53,8 +57,8 @@ def open_source(name: str, *, progress: MakeProgress = no_progress, **options: A
         progress: shows how far work of more than seconds is.
         options: for the synthetic ones see ``SyntheticSource``; for event logs those of
             ``EventLogConfig``, ``seed``, and ``on_error`` of ``read_event_log``; for others see
-            ``CensusSource``, ``AliExpressSource``, ``AliCCPSource``. With each of them
-            ``without_tasks``, names of tasks to leave out, see ``WithoutTasks``.
+            ``CensusSource``, ``AliExpressSource``, ``AliCCPSource``, ``TenrecSource``. With each of
+            them ``without_tasks``, names of tasks to leave out, see ``WithoutTasks``.
 
     Raises:
         ValueError: for an unknown name or option (saying which exist), or for bad data.

@@ -44,8 +44,8 @@ class TrainConfig:
         default="synthetic:tenrec",
         metadata=_about(
             "what to train",
-            "synthetic:tenrec, synthetic:ecommerce, deskdrop:PATH, census:PATH, aliexpress:PATH "
-            "or aliccp:PATH; variables such as ${MTLFAST_DATA} are replaced",
+            "synthetic:tenrec, synthetic:ecommerce, tenrec:PATH, deskdrop:PATH, census:PATH, "
+            "aliexpress:PATH or aliccp:PATH; variables such as ${MTLFAST_DATA} are replaced",
         ),
     )
     data_options: dict[str, Any] = field(

@@ -63,7 +63,7 @@ def test_options_reach_the_event_log(write_log: Callable[..., Path]) -> None:
 
 
 def test_unknown_sources_and_options_say_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("synthetic:movielens", "tenrec", "", "deskdropp:/data"):
+    for name in ("synthetic:movielens", "tenrek", "", "deskdropp:/data"):
         with pytest.raises(ValueError, match="data source: expected one of") as error:
             open_source(name)
         assert all(known in str(error.value) for known in SOURCES)
