@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Difference": "significance",
     "Divergence": "divergence_table",
     "Feature": "importance",
     "GateReport": "gates",
@@ -21,9 +22,11 @@ _HOMES = {
     "features_of": "importance",
     "gate_report": "gates",
     "item_attribute": "occurrences",
+    "paired_bootstrap": "significance",
     "permutation_importance": "importance",
     "relaimp": "relative_improvement",
     "sample_rows": "sampling",
+    "stars": "significance",
     "tsne": "embedding",
     "view_vectors": "views",
     "views_of": "views",

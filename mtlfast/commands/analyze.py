@@ -10,6 +10,7 @@ from mtlfast.commands.analyses import (
     importance,
     occurrences,
     relaimp,
+    significance,
     tsne,
 )
 from mtlfast.commands.subcommands import add_commands
@@ -37,12 +38,15 @@ examples:
   how much better it is than another model
     mtlfast analyze relaimp --base runs/shared --model runs/dtn
 
+  whether that is more than chance
+    mtlfast analyze significance runs/dtn --base runs/shared
+
   how much of what users want they have met before (no model needed)
     mtlfast analyze occurrences --data synthetic:tenrec --max-batches 50
 
 `mtlfast analyze ANALYSIS --help` has the details of each.
 """
-ANALYSES = (importance, divergence, gates, tsne, relaimp, occurrences)
+ANALYSES = (importance, divergence, gates, tsne, relaimp, significance, occurrences)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -219,6 +219,27 @@ def test_tsne(run, tmp_path):
         assert name in text
 
 
+def test_significance(run, runs, tmp_path, capsys):
+    base = ["--base", str(runs / "dtn"), "--times", "60", "--seed", "1"]
+    text = run("significance", "dtrn", *base)
+    rows = read_csv(tmp_path / "significance.csv")
+    metrics = [json.loads((runs / n / "results.json").read_text())["metrics"] for n in MODELS]
+    for row in rows:
+        mine, other = (m[row["task"]][row["metric"]] for m in metrics)
+        assert float(row["value"]) == pytest.approx(mine, abs=1e-6)
+        assert float(row["base_value"]) == pytest.approx(other, abs=1e-6)
+        assert float(row["low"]) < float(row["high"])
+    assert len(rows) == 8 - sum(m["auc"] is None for m in metrics[0].values())
+    assert "dtrn against dtn" in text
+    assert is_png(tmp_path / "significance.png")
+    same = run("significance", "dtn", *base)
+    assert {row["p"] for row in read_csv(tmp_path / "significance.csv")} == {"1.0"}
+    assert "*" not in same
+    elsewhere = ["--data-options", "num_users=300", "num_items=500", "test_samples=640", "seed=1"]
+    arguments = ["analyze", "significance", str(runs / "dtrn"), *base, "--output", str(tmp_path)]
+    assert cli.main([*arguments, *elsewhere, "--quiet"]) == 0  # other data, the same for both
+
+
 def test_occurrences(tmp_path, capsys):
     options = [*DATA, "--batch-size", "256", "--quiet", "--output", str(tmp_path)]
     assert cli.main(["analyze", "occurrences", *options]) == 0
@@ -248,6 +269,8 @@ def test_a_model_without_gates(runs, tmp_path, capsys):
 
 
 MISTAKES = [
+    (["significance", "{dtn}", "--base", "{dtn}", "--times", "0"], "--times: expected at least 1"),
+    (["significance", "{dtn}", "--base", "absent"], "absent: no such checkpoint or run folder"),
     (["occurrences", "--key", "hour"], "--key: expected one of item, user_id, item_id, video"),
     (["occurrences", "--max-batches", "0"], "--max-batches: expected at least 1"),
     (["importnace"], "did you mean importance?"),
