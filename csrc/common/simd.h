@@ -151,37 +151,38 @@ MTLFAST_INLINE Vec square_root(Vec v) {
 #endif
 }
 
-// exp(x) to about 1 ulp for x in [-87, 88]; below that the result is 0, NaN stays NaN.
-// Cody-Waite reduction by ln 2 in two parts and a degree-6 minimax polynomial (Cephes expf).
-MTLFAST_INLINE Vec exponential(Vec x) {
-  const Vec log2e = broadcast(1.44269504088896341f);
+constexpr float kLog2e = 1.44269504088896341f;
+
+// exp(x - top) for x <= top, to about 1 ulp plus the rounding of x - top; 0 where it underflows,
+// NaN stays NaN. Takes top * kLog2e: its rounding is a factor common to all x, which cancels in a
+// softmax. 2^n 2^r with |r| <= 1/2 and a degree-6 polynomial (relative error 2e-9).
+MTLFAST_INLINE Vec exponential_below(Vec x, Vec top_log2) {
+  const Vec t = x * broadcast(kLog2e) - top_log2;
 #if defined(__AVX512F__)
-  const Vec n = _mm512_roundscale_ps(x * log2e, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__AVX2__)
-  const Vec n = _mm256_round_ps(x * log2e, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec n = _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec n = (x * log2e + magic) - magic;
+  const Vec n = (t + magic) - magic;
 #endif
-  Vec r = x - n * broadcast(0.693359375f);
-  r = r - n * broadcast(-2.12194440e-4f);
-  Vec p = broadcast(1.9875691500e-4f);
-  p = p * r + broadcast(1.3981999507e-3f);
-  p = p * r + broadcast(8.3334519073e-3f);
-  p = p * r + broadcast(4.1665795894e-2f);
-  p = p * r + broadcast(1.6666665459e-1f);
-  p = p * r + broadcast(5.0000001201e-1f);
-  p = p * (r * r) + r + broadcast(1.0f);
+  const Vec r = t - n;
+  Vec p = broadcast(1.5353361554e-4f);
+  p = p * r + broadcast(1.3398874445e-3f);
+  p = p * r + broadcast(9.6184373583e-3f);
+  p = p * r + broadcast(5.5503324710e-2f);
+  p = p * r + broadcast(2.4022647914e-1f);
+  p = p * r + broadcast(6.9314720286e-1f);
+  p = p * r + broadcast(1.0f);
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
 #else
-  const Vec too_small = broadcast(-87.33654f);
-  const Vec in_range = n < broadcast(-126.0f) ? broadcast(-126.0f) : n;
-  const IntVec bits = (__builtin_convertvector(in_range, IntVec) + 127) << 23;
+  const Vec lowest = broadcast(-126.0f);
+  const IntVec bits = (__builtin_convertvector(n < lowest ? lowest : n, IntVec) + 127) << 23;
   Vec scale;
   std::memcpy(&scale, &bits, sizeof(scale));
-  const Vec y = x < too_small ? zero() : p * scale;
-  return x != x ? x : y;
+  const Vec y = t < lowest ? zero() : p * scale;
+  return t != t ? t : y;
 #endif
 }
 

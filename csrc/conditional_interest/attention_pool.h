@@ -78,8 +78,8 @@ inline void softmax_run(const float* scores, int length, float* weights) {
   const Vec lowest = broadcast(-__builtin_inff());
   if (length <= kLanes) {
     const Vec x = load(scores);
-    const Vec top = broadcast(max_lanes(select_first(length, x, lowest)));
-    const Vec e = select_first(length, exponential(x - top), zero());
+    const Vec top = broadcast(max_lanes(select_first(length, x, lowest)) * kLog2e);
+    const Vec e = select_first(length, exponential_below(x, top), zero());
     store(weights, e * broadcast(1.0f / sum_lanes(e)));
     return;
   }
@@ -89,11 +89,11 @@ inline void softmax_run(const float* scores, int length, float* weights) {
     const Vec v = select_first(count, load(scores + j), lowest);
     largest = largest > v ? largest : v;
   }
-  const Vec top = broadcast(max_lanes(largest));
+  const Vec top = broadcast(max_lanes(largest) * kLog2e);
   Vec sum = zero();
   for (int j = 0; j < length; j += kLanes) {
     const int count = length - j < kLanes ? length - j : kLanes;
-    const Vec e = select_first(count, exponential(load(scores + j) - top), zero());
+    const Vec e = select_first(count, exponential_below(load(scores + j), top), zero());
     store(weights + j, e);
     sum += e;
   }

@@ -78,8 +78,38 @@ void normalize_vectors(float* x, int64_t ld, int d, float eps, float* rstd) {
       store(x + k * ld + v * kLanes, load(x + k * ld + v * kLanes) * sum[v]);
 }
 
+// The same for few rows, which stay in registers: read once and written once.
+template <int ROWS>
+void normalize_registers(float* x, int64_t ld, float eps, float* rstd) {
+  const Vec inverse_d = broadcast(1.0f / ROWS);
+  Vec v[ROWS], sum[4] = {zero(), zero(), zero(), zero()};
+#pragma GCC unroll 16
+  for (int k = 0; k < ROWS; ++k) {
+    v[k] = load(x + k * ld);
+    sum[k % 4] += v[k];
+  }
+  const Vec mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse_d;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) sum[i] = zero();
+#pragma GCC unroll 16
+  for (int k = 0; k < ROWS; ++k) {
+    v[k] -= mean;
+    sum[k % 4] += v[k] * v[k];
+  }
+  const Vec variance = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse_d;
+  const Vec r = broadcast(1.0f) / square_root(variance + broadcast(eps));
+  if (rstd != nullptr) store(rstd, r);
+#pragma GCC unroll 16
+  for (int k = 0; k < ROWS; ++k) store(x + k * ld, v[k] * r);
+}
+
 inline void normalize_columns(float* x, int64_t ld, int n, int d, float eps, float* rstd) {
   int c = 0;
+  if (kLanes == 16 && d == 16) {
+    for (; c < n; c += kLanes)
+      normalize_registers<16>(x + c, ld, eps, rstd == nullptr ? nullptr : rstd + c);
+    return;
+  }
   for (; c + 4 * kLanes <= round_up_lanes(n); c += 4 * kLanes)
     normalize_vectors<4>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
   for (; c < n; c += kLanes)

@@ -41,25 +41,6 @@ struct TailColumns {
   }
 };
 
-// pooled <- G1 * pooled + Bt1 for the pairs with tokens (already G1-free sums of normalized rows),
-// zero for the others: an empty key set attends to nothing, and not to the shift either (spec 4.5).
-template <int D>
-void affine_pooled(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
-                   int pairs, const int* lengths, float* pooled) {
-  const int64_t rows = static_cast<int64_t>(p.tasks) * pairs;
-  for (int h = 0; h < s.heads; ++h)
-    for (int t = 0; t < p.tasks; ++t) {
-      const float* scale = packed.scale_row(p, t, behavior, 1);
-      const float* shift = packed.shift_row(p, t, behavior, 1);
-      for (int i = 0; i < pairs; ++i) {
-        float* row = pooled + (h * rows + static_cast<int64_t>(t) * pairs + i) * D;
-        for (int c = 0; c < s.width.columns; c += kLanes)
-          store(row + c,
-                lengths[i] == 0 ? zero() : load(row + c) * load(scale + c) + load(shift + c));
-      }
-    }
-}
-
 // Each task's columns of src through that task's norm table. Whole vectors are written, so what
 // spills over one task's last column is overwritten by the next task: src and dst must differ.
 template <int D>

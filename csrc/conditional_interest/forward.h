@@ -1,6 +1,7 @@
 // All tasks of one behavior for a range of users.
 #pragma once
 
+#include "attend.h"
 #include "decoder_tail.h"
 
 namespace mtlfast {
@@ -119,7 +120,7 @@ struct GroupScratch {
     pairs = reinterpret_cast<Pair*>(
         a.take(static_cast<int64_t>(most) * (sizeof(Pair) / sizeof(float))));
     map.layout(a, entries);
-    score_stride = (entries + kLanes + 15) / 16 * 16;
+    score_stride = round_up_lanes(static_cast<int>(entries)) + int64_t{most} * kLanes;
     scores = a.take(p.heads * score_stride);
     weights = a.take(p.heads * score_stride);
   }
@@ -131,15 +132,16 @@ struct ForwardScratch {
   float* x_rows;           // [kLanes][D]
   float *x, *normalized0;  // [columns][ld]
   float* rstd0;
-  float *encoder_in, *encoder_out;  // [columns][kBlock]
-  float* hidden;                    // [kHidden][kBlock]
-  float* encoded;                   // [T][tokens][D] normalized encoder output, as rows
-  float* vectors;                   // [pairs][heads][D]
-  float* pooled_pairs;              // [heads][pairs][D]
-  float* saved_rows;                // [tokens][D]
-  float *keys, *values;             // [T][tokens][D] of the user that shares them
-  int projected;                    // first row of the sequence that they are of, or -1
-  float* item_queries;              // [columns][ld of the tail]
+  float* encoder_in;     // [columns][kBlock]
+  float* hidden;         // [kHidden][kBlock]
+  float* encoded;        // [T][columns][ld] normalized encoder output
+  float* encoded_rows;   // [T][tokens][D] the same
+  float* vectors;        // [pairs][heads][D]
+  float* inverse;        // [heads][pairs]
+  float* saved_rows;     // [tokens][D]
+  float *keys, *values;  // [T][tokens][D] of the user that shares them
+  int projected;         // first row of the sequence that they are of, or -1
+  float* item_queries;   // [columns][ld of the tail]
   AttentionColumns<D> attention;
   TailColumns<D> tail;
   GroupScratch group;
@@ -157,11 +159,11 @@ struct ForwardScratch {
     normalized0 = a.take(s.width.columns * ld + kQueries);
     rstd0 = a.take(rows + kLanes);
     encoder_in = a.take(s.width.columns * kBlock);
-    encoder_out = a.take(s.width.columns * kBlock);
     hidden = a.take(kHidden * kBlock);
-    encoded = a.take(p.tasks * rows * D);
+    encoded = a.take(p.tasks * s.width.columns * ld + kQueries);
+    encoded_rows = a.take(p.tasks * rows * D);
     vectors = a.take(static_cast<int64_t>(most) * s.heads * D);
-    pooled_pairs = a.take(static_cast<int64_t>(most) * s.heads * D);
+    inverse = a.take(static_cast<int64_t>(most) * s.heads);
     saved_rows = a.take((rows > most * p.tasks ? rows : round_up(most * p.tasks, kLanes)) * D);
     const int64_t shared = shares_users(p) ? p.tasks * most_rows(p, 1) * D : 0;
     keys = a.take(shared);
@@ -187,19 +189,21 @@ void load_columns(const Problem& p, const Shape& s, int64_t first, int count, fl
   }
 }
 
-// Step 3 for one task: affine, FFN, residual, normalization of every token; encoded as rows.
+// Step 3 for one task: affine, FFN, residual, normalization of every token; as columns and rows.
 template <int D>
 void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task,
-                 int count, const ForwardScratch<D>& a, float* encoded) {
+                 int count, const ForwardScratch<D>& a) {
+  float* encoded = a.encoded + static_cast<int64_t>(task) * s.width.columns * a.ld;
+  float* rows = a.encoded_rows + static_cast<int64_t>(task) * a.rows * D;
   const float* scale = packed.scale_row(p, task, behavior, 0);
   const float* shift = packed.shift_row(p, task, behavior, 0);
   for (int c = 0; c < count; c += kBlock) {
     const int n = count - c < kBlock ? count - c : kBlock;
     affine_columns(a.normalized0 + c, a.ld, n, s.d, scale, shift, a.encoder_in, kBlock);
-    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, a.encoder_out, kBlock,
+    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, encoded + c, a.ld,
                             a.hidden);
-    normalize_columns(a.encoder_out, kBlock, n, s.d, p.eps, nullptr);
-    columns_to_rows<D>(a.encoder_out, kBlock, n, s.width, encoded + static_cast<int64_t>(c) * D);
+    normalize_columns(encoded + c, a.ld, n, s.d, p.eps, nullptr);
+    columns_to_rows<D>(encoded + c, a.ld, n, s.width, rows + static_cast<int64_t>(c) * D);
   }
 }
 
@@ -220,29 +224,29 @@ void absorbed_queries(const Packed<D>& packed, const Shape& s, const float* item
   }
 }
 
-// Step 4 for one group of candidates: scores, softmax and pooling of every task, into the tail's
-// rows.
+// Step 4 for one group of candidates: scores, softmax and pooling of every task, through the norm
+// of position 1 into the tail's rows. Zeros where there are no tokens: an empty key set attends to
+// nothing, and not to the shift either (spec 4.5).
 template <int D>
 void attend(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, const Group& g,
             const float* queries, const ForwardScratch<D>& a) {
   const GroupScratch& gs = a.group;
-  const int64_t head_stride = static_cast<int64_t>(g.num_pairs) * D;
-  const int rows = p.tasks * g.count;
+  const int64_t rows = static_cast<int64_t>(p.tasks) * g.count;
+  const PairScores scores{gs.scores, gs.score_stride, a.inverse};
+  assign_slots(gs.pairs, g.num_pairs);
   for (int t = 0; t < p.tasks; ++t) {
-    const float* encoded = a.encoded + static_cast<int64_t>(t) * a.rows * D;
-    scaled_vectors<D>(gs.pairs, g.num_pairs, s, packed.scale_row(p, t, behavior, 1), queries,
-                      a.vectors);
-    score_dots<D>(gs.map, encoded, a.vectors, s, gs.scores, gs.score_stride);
-    softmax_pairs(gs.pairs, g.num_pairs, s.heads, gs.scores, gs.score_stride, gs.weights);
-    pool_pairs<D>(gs.pairs, g.num_pairs, s, encoded, gs.weights, gs.score_stride, a.pooled_pairs,
-                  head_stride);
-    for (int h = 0; h < s.heads; ++h)
-      for (int i = 0; i < g.num_pairs; ++i)
-        copy_floats(
-            a.tail.pooled + (static_cast<int64_t>(h) * rows + t * g.count + gs.slot_of_pair[i]) * D,
-            a.pooled_pairs + h * head_stride + static_cast<int64_t>(i) * D, s.width.columns);
+    const float* scale = packed.scale_row(p, t, behavior, 1);
+    float* pooled = a.tail.pooled + int64_t{t} * g.count * D;
+    scaled_vectors<D>(gs.pairs, g.num_pairs, s, scale, queries, a.vectors);
+    attend_pairs<D>(gs.pairs, g.num_pairs, gs.slot_of_pair, s,
+                    a.encoded + static_cast<int64_t>(t) * s.width.columns * a.ld, a.ld,
+                    a.encoded_rows + static_cast<int64_t>(t) * a.rows * D, a.vectors, scores, scale,
+                    packed.shift_row(p, t, behavior, 1), pooled, rows * D);
+    if (g.num_pairs == g.count) continue;
+    for (int i = 0; i < g.count; ++i)
+      for (int h = 0; gs.lengths[i] == 0 && h < s.heads; ++h)
+        fill_zero(pooled + (h * rows + i) * D, s.width.columns);
   }
-  affine_pooled<D>(p, packed, s, behavior, g.count, gs.lengths, a.tail.pooled);
 }
 
 // Step 4 where many candidates share one sequence: its keys and values are projected once per task,
@@ -256,7 +260,7 @@ void attend_shared(const Problem& p, const Packed<D>& packed, const Shape& s, in
   if (a.projected != first.begin) {
     a.projected = first.begin;
     for (int t = 0; t < p.tasks; ++t) {
-      float* encoded = a.encoded + (static_cast<int64_t>(t) * a.rows + first.begin) * D;
+      const float* encoded = a.encoded_rows + (int64_t{t} * a.rows + first.begin) * D;
       float* affine = a.attention.v_rows;  // free once the self-attention is done
       affine_rows<D>(encoded, length, s.width, packed.scale_row(p, t, behavior, 1),
                      packed.shift_row(p, t, behavior, 1), affine);
@@ -301,8 +305,9 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
   const int64_t sharing = sharing_threshold(p);
   const int most = pairs_per_group(p);
   const int most_entries = p.longest > kEntries ? p.longest : kEntries;
-  fill_zero(a.encoder_out,
-            static_cast<int64_t>(s.width.columns) * kBlock);  // padding features stay zero
+  for (int t = 0; t < p.tasks; ++t)  // padding features stay zero
+    fill_zero(a.encoded + (int64_t{t} * s.width.columns + s.d) * a.ld,
+              (s.width.columns - s.d) * a.ld);
   for (int64_t user = user_begin; user < user_end;) {
     const UserBatch batch = next_batch(p, behavior, user, user_end, kTokens<D>, a.segments);
     user = batch.last;
@@ -320,9 +325,7 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
                     (batch.first_row + r) * s.d);
         copy_floats(out.rstd + batch.first_row, a.rstd0, batch.rows);
       }
-      for (int t = 0; t < p.tasks; ++t)
-        encode_task<D>(p, packed, s, behavior, t, batch.rows, a,
-                       a.encoded + static_cast<int64_t>(t) * a.rows * D);
+      for (int t = 0; t < p.tasks; ++t) encode_task<D>(p, packed, s, behavior, t, batch.rows, a);
     }
     int64_t at_user = batch.first;
     a.projected = -1;
@@ -339,7 +342,6 @@ void forward_range(const Problem& p, const Packed<D>& packed, const float* queri
       if (g.num_pairs > 0 && g.shared) {
         attend_shared<D>(p, packed, s, behavior, g, a);
       } else if (g.num_pairs > 0) {
-        gs.map.build(gs.pairs, g.num_pairs);
         attend<D>(p, packed, s, behavior, g, queries, a);
       } else if (out.head != nullptr) {
         fill_zero(a.tail.head, s.width.columns * a.tail.ld);

@@ -22,9 +22,10 @@ inline void exponential_columns(float* scores, int length, int vectors, Vec* inv
       const Vec x = load(column + j * kQueries);
       largest = largest > x ? largest : x;
     }
+    const Vec top = largest * broadcast(kLog2e);
     Vec sum = zero();
     for (int j = 0; j < length; ++j) {
-      const Vec e = exponential(load(column + j * kQueries) - largest);
+      const Vec e = exponential_below(load(column + j * kQueries), top);
       store(column + j * kQueries, e);
       sum += e;
     }
@@ -36,6 +37,49 @@ inline void scale_columns(float* x, int64_t ld, int rows, int vectors, const Vec
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vectors; ++v)
       store(x + r * ld + v * kLanes, load(x + r * ld + v * kLanes) * factor[v]);
+}
+
+// One head of WIDTH features, for one vector of queries against all keys of their sequence: o = V
+// softmax(K q). Queries and sums stay in registers; scores [length][kLanes] are written once and
+// read once. Strides: ld of the columns, D of the rows of v.
+template <int D, int WIDTH>
+void attend_queries(const float* q, const float* k, int64_t ld, const float* v_rows, int length,
+                    float* scores, float* o) {
+  Vec query[WIDTH];
+#pragma GCC unroll 16
+  for (int c = 0; c < WIDTH; ++c) query[c] = load(q + c * ld);
+  Vec largest = broadcast(-__builtin_inff());
+  auto score = [&](int j) __attribute__((always_inline)) {
+    Vec even = broadcast(k[j]) * query[0], odd = broadcast(k[ld + j]) * query[1];
+#pragma GCC unroll 8
+    for (int c = 2; c < WIDTH; c += 2) {
+      even += broadcast(k[c * ld + j]) * query[c];
+      odd += broadcast(k[(c + 1) * ld + j]) * query[c + 1];
+    }
+    const Vec x = even + odd;
+    store(scores + j * kLanes, x);
+    largest = largest > x ? largest : x;
+  };
+  int j = 0;
+  for (; j + 2 <= length; j += 2) {
+    score(j);
+    score(j + 1);
+  }
+  if (j < length) score(j);
+
+  const Vec top = largest * broadcast(kLog2e);
+  Vec sum = zero(), head[WIDTH];
+#pragma GCC unroll 16
+  for (int c = 0; c < WIDTH; ++c) head[c] = zero();
+  for (j = 0; j < length; ++j) {
+    const Vec e = exponential_below(load(scores + j * kLanes), top);
+    sum += e;
+#pragma GCC unroll 16
+    for (int c = 0; c < WIDTH; ++c) head[c] += broadcast(v_rows[j * D + c]) * e;
+  }
+  const Vec inverse = broadcast(1.0f) / sum;
+#pragma GCC unroll 16
+  for (int c = 0; c < WIDTH; ++c) store(o + c * ld, head[c] * inverse);
 }
 
 template <int D>
@@ -80,6 +124,17 @@ void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColu
       for (int first = 0; first < seg.length; first += kQueries) {
         const int count = seg.length - first < kQueries ? seg.length - first : kQueries;
         const int vectors = (count + kLanes - 1) / kLanes;
+        if (s.head_dim == 8 || (s.head_dim == 16 && kLanes == 16)) {
+          const auto attend = s.head_dim == 8 ? attend_queries<D, 8> : attend_queries<D, 16>;
+          for (int h = 0; h < s.heads; ++h)
+            for (int c = 0; c < count; c += kLanes) {
+              const int64_t head = static_cast<int64_t>(h) * s.head_dim * ld + seg.begin;
+              attend(a.q + head + first + c, a.k + head, ld,
+                     a.v_rows + static_cast<int64_t>(seg.begin) * D + h * s.head_dim, seg.length,
+                     a.scores, a.o + head + first + c);
+            }
+          continue;
+        }
         for (int h = 0; h < s.heads; ++h) {
           const int64_t head = static_cast<int64_t>(h) * s.head_dim * ld;
           GemmTile g{};
