@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mtlfast.commands.reproductions import dtn_table3, dtrn
+from mtlfast.commands.reproductions import dtn_logs, dtn_table3, dtrn
 from mtlfast.commands.subcommands import add_commands
 
 NAME = "reproduce"
@@ -26,7 +26,7 @@ examples:
 
 `mtlfast reproduce TABLE --help` has the details of each.
 """
-TABLES = (dtn_table3, *dtrn.COMMANDS)
+TABLES = (dtn_table3, *dtn_logs.COMMANDS, *dtrn.COMMANDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

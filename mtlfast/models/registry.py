@@ -44,13 +44,6 @@ _ENTRIES = (
         DTRNConfig,
     ),
     ModelEntry(
-        "sequence",
-        "a sequence encoder and a multi-task head; encoder.name and head.name choose which",
-        "what DTRN is compared with: YouTubeNet, DIN, DIEN, BST, ATRank, DFN",
-        SequenceModel,
-        SequenceModelConfig,
-    ),
-    ModelEntry(
         "dtn",
         "interaction modules per task and shared ones, gates over them, a graph of tasks",
         _DTN_PAPER,
@@ -78,6 +71,13 @@ _ENTRIES = (
         "SingleTask",
         MTL,
         MTLConfig,
+    ),
+    ModelEntry(
+        "sequence",
+        "a sequence encoder and a multi-task head; encoder.name and head.name choose which",
+        "what DTRN is compared with: YouTubeNet, DIN, DIEN, BST, ATRank, DFN",
+        SequenceModel,
+        SequenceModelConfig,
     ),
     ModelEntry(
         "memonet",

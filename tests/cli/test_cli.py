@@ -130,7 +130,7 @@ def test_help_imports_nothing_heavy(tmp_path):
         (["train", "--model-options", "head.name=moe"], "head.name: expected one of"),
         (["train", "--model", "dtrm"], "expected one of ['dtrn', 'dtn', "),
         (["train", "--model", "dtrm"], "found 'dtrm'"),
-        (["train", "--data", "tenrec"], "data source: expected one of"),
+        (["train", "--data", "tenrek"], "data source: expected one of"),
         (["train", "--data-options", "sed=1"], "options: expected some of"),
         (["train", "--config", "absent.yaml"], "cannot read absent.yaml: No such file"),
         (["train", "--resume", "absent"], "absent: no such checkpoint or run folder"),

@@ -14,8 +14,9 @@ from mtlfast.data import open_source
 from mtlfast.data.without_tasks import remove_tasks
 from mtlfast.training.assemble import start_training
 from mtlfast.training.config import TrainConfig
-from mtlfast.training.reproduction.dtrn_tables import TABLES, Choices, default_head
+from mtlfast.training.reproduction.dtrn_tables import TABLES, default_head
 from mtlfast.training.reproduction.run_variants import train_variants
+from mtlfast.training.reproduction.variants import Choices
 
 SMALL = {"num_users": 200, "num_items": 300, "train_samples": 256, "test_samples": 2048}
 SETTINGS = [

@@ -1,16 +1,14 @@
-"""`mtlfast reproduce dtrn-...`: the ablation tables of DTRN and its sweep of the width."""
+"""`mtlfast reproduce dtrn-...`: the tables of DTRN and its sweep of the width."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING
 
-from mtlfast.commands.settings import add_settings, given_settings
-from mtlfast.training.config import TrainConfig
+from mtlfast.commands.reproductions.variants import VariantCommand
+
+if TYPE_CHECKING:
+    from mtlfast.training.reproduction.variants import Table
 
 __all__ = ["COMMANDS"]
 
@@ -43,165 +41,43 @@ rows without a removed task are there to compare with. The head is as for dtrn-t
 One run per model and width. The paper's widths are not known; --sizes chooses them. The
 head is as for dtrn-table5. Also writes figure.png.""",
 }
-# The paper's tables are of such a log.
-_DEFAULTS = {"data": "synthetic:ecommerce"}
-# Not offered: what the variants decide, and what a finished run has no use for.
-_NOT_OFFERED = {"model", "seed", "keep_checkpoints", "keep_best", "evaluate_every", "tensorboard"}
+_PART = {
+    "dtrn-table4": "--rows DIN DTRN",
+    "dtrn-table6": "--rows QKV FFN-1",
+    "dtrn-table7": "--rows MMoE MMoE+DTRN",
+    _SWEEP: "--sizes 8 16 --max-steps 100",
+}
 
 
-@dataclass(frozen=True)
-class _Command:
-    """One table, with what a module of a command has."""
+def _load(name: str) -> Table:
+    from mtlfast.training.reproduction.dtrn_tables import TABLES
 
-    NAME: str
-    PASSES_ON: ClassVar[bool] = False
-
-    @cached_property
-    def USAGE(self) -> str:
-        sizes = " [--sizes D ...]" if self.NAME == _SWEEP else ""
-        return f"[--data NAME] [--seeds N] [--rows NAME ...]{sizes} [--out DIR] [settings]"
-
-    @cached_property
-    def HELP(self) -> str:
-        return _HELP[self.NAME]
-
-    @cached_property
-    def DESCRIPTION(self) -> str:
-        kind, number = ("Figure", "4") if self.NAME == _SWEEP else ("Table", self.NAME[-1])
-        return f"""\
-{kind} {number} of DTRN (CIKM 2023): {_HELP[self.NAME]}.
-
-{_MORE[self.NAME]}
-
-Every model is trained with the same settings, those of `mtlfast train`; --model-options are
-shared by all. Writes table.md, table.csv (AUC and LogLoss per task, means over the seeds)
-and table.json. A run that was stopped goes on with the same command.
-"""
-
-    @cached_property
-    def EXAMPLES(self) -> str:
-        more = {
-            "dtrn-table4": "--rows DIN DTRN",
-            "dtrn-table6": "--rows QKV FFN-1",
-            "dtrn-table7": "--rows MMoE MMoE+DTRN",
-            _SWEEP: "--sizes 8 16 --max-steps 100",
-        }.get(self.NAME, "--rows DTRN")
-        return f"""\
-examples:
-  on generated data
-    mtlfast reproduce {self.NAME} --data synthetic:ecommerce --max-steps 500
-
-  on a real log, three seeds, small tables
-    mtlfast reproduce {self.NAME} --data deskdrop:path/to/folder --epochs 3 --batch-size 512 \\
-        --seeds 3 --model-options embed_dim=16
-
-  a part of it
-    mtlfast reproduce {self.NAME} {more}
-"""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the options."""
-        import dataclasses
-
-        parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs per row")
-        parser.add_argument("--rows", nargs="+", metavar="NAME", help="train only these")
-        if self.NAME == _SWEEP:
-            parser.add_argument(
-                "--sizes",
-                type=int,
-                nargs="+",
-                metavar="D",
-                help="embedding widths (default: 8 16 32 64)",
-            )
-        if self.NAME != "dtrn-table7":
-            parser.add_argument(
-                "--head", metavar="NAME", help="multi-task head where the table leaves a choice"
-            )
-        parser.add_argument(
-            "--out",
-            default=f"runs/{self.NAME}",
-            metavar="DIR",
-            help=f"folder for runs and table (default: runs/{self.NAME})",
-        )
-        parser.add_argument(
-            "--keep-models", action="store_true", help="keep the weights of finished runs"
-        )
-        parser.add_argument("--quiet", action="store_true", help="no progress bars")
-        offered = {field.name for field in dataclasses.fields(TrainConfig)} - _NOT_OFFERED
-        add_settings(parser, TrainConfig, offered, _DEFAULTS)
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Train, write, print; returns 0, or 130 after Ctrl-C."""
-        from mtlfast.training.allocator import keep_freed_memory
-        from mtlfast.training.assemble import make_source
-        from mtlfast.training.loop import Interrupted
-        from mtlfast.training.reproduction.dtrn_tables import TABLES, Choices, default_head
-        from mtlfast.training.reproduction.run_variants import format_table, train_variants
-
-        if options.seeds < 1:
-            raise ValueError(f"--seeds: expected at least 1, found {options.seeds}")
-        # A finished run is not continued, so that one checkpoint is all that is ever needed.
-        fixed = {"keep_checkpoints": 1, "tensorboard": False}
-        given = {**_DEFAULTS, **given_settings(options, TrainConfig), **fixed}
-        config = TrainConfig.from_dict(given, "settings")
-        spec = make_source(config, quiet=options.quiet).spec
-        choices = Choices(
-            getattr(options, "head", None) or default_head(spec),
-            **({"sizes": _sizes(options.sizes)} if getattr(options, "sizes", None) else {}),
-        )
-        variants = TABLES[self.NAME].variants(spec, choices)
-        variants = _chosen(variants, options.rows)
-        keep_freed_memory()
-        try:
-            rows = train_variants(
-                variants,
-                config,
-                spec.tasks,
-                options.out,
-                seeds=range(options.seeds),
-                keep_models=options.keep_models,
-                quiet=options.quiet,
-            )
-        except Interrupted as stopped:
-            print(f"\n{stopped}\nthe same command goes on from there", file=sys.stderr)
-            return 130
-        print(format_table(rows))
-        files = "table.md, table.csv and table.json"
-        if self.NAME == _SWEEP:
-            _draw(rows, variants, spec.name, Path(options.out) / "figure.png")
-            files = "figure.png, " + files
-        print(f"\nwritten to {options.out}: {files}")
-        return 0
+    return TABLES[name]
 
 
-def _sizes(asked: list[int]) -> tuple[int, ...]:
-    if min(asked) < 1 or len(set(asked)) != len(asked):
-        raise ValueError(f"--sizes: expected different widths of at least 1, found {asked}")
-    return tuple(sorted(asked))
+def _command(name: str) -> VariantCommand:
+    kind, number = ("Figure", "4") if name == _SWEEP else ("Table", name[-1])
+    offers = ({"sizes"} if name == _SWEEP else set()) | (
+        set() if name == "dtrn-table7" else {"head"}
+    )
+    return VariantCommand(
+        NAME=name,
+        HELP=_HELP[name],
+        of=f"{kind} {number} of DTRN (CIKM 2023)",
+        more=_MORE[name],
+        examples=(
+            ("on generated data", "--data synthetic:ecommerce --max-steps 500"),
+            (
+                "on a real log, three seeds, small tables",
+                "--data deskdrop:path/to/folder --epochs 3 --batch-size 512 \\\n"
+                "        --seeds 3 --model-options embed_dim=16",
+            ),
+            ("a part of it", _PART.get(name, "--rows DTRN")),
+        ),
+        load=partial(_load, name),
+        defaults={"data": "synthetic:ecommerce"},  # the paper's tables are of such a log
+        offers=frozenset(offers),
+    )
 
 
-def _chosen(variants: list[Any], rows: list[str] | None) -> list[Any]:
-    if rows is None:
-        return variants
-    names = [variant.name for variant in variants]
-    unknown = [row for row in rows if row not in names]
-    if unknown:
-        raise ValueError(f"--rows: expected some of {', '.join(names)}, found {unknown[0]}")
-    return [variant for variant in variants if variant.name in rows]
-
-
-def _draw(rows: list[dict[str, Any]], variants: list[Any], data: str, path: Path) -> None:
-    from mtlfast.analysis.figures.sweep import draw_sweep
-    from mtlfast.commands.analyses.trained import write_figure
-
-    series: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
-    for row in rows:
-        if row["auc"] is None:
-            continue
-        model = row["variant"].partition(" d=")[0]
-        points = series.setdefault(row["task"], {}).setdefault(model, [])
-        points.append((row["size"], row["auc"], row["auc_sd"] or 0.0))
-    write_figure(path, draw_sweep(series, xlabel="embedding width d", title=data))
-
-
-COMMANDS = tuple(_Command(name) for name in _HELP)
+COMMANDS = tuple(map(_command, _HELP))

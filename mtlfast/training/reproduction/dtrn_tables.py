@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from mtlfast.data import DatasetSpec
+from mtlfast.training.reproduction.variants import Choices, Options, Published, Table, Variant
 
-__all__ = ["SIZES", "TABLES", "Choices", "Table", "Variant", "default_head"]
+__all__ = ["TABLES", "default_head"]
 
-Options = Mapping[str, Any]
-
-SIZES = (8, 16, 32, 64)
 _HEADS = {"ShareBottom": "share_bottom", "MMoE": "mmoe", "PLE": "ple", "AITM": "aitm"}
 DMT: Options = {"interests": "separate", "refinement": False}
 DTRN: Options = {}
@@ -20,61 +17,6 @@ DTRN: Options = {}
 # The tasks of the paper's e-commerce log, which is not public.
 ECOMMERCE = ("watch", "click", "entering", "conversion")
 TENREC = ("click", "follow", "like", "share")
-Published = Mapping[tuple[str, ...], Sequence[float | None]]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One model of a table.
-
-    Attributes:
-        name: unique in its table.
-        options: of the model, on top of those that all models share.
-        model: name in the registry.
-        removed: a task that it is trained without.
-        size: the embedding width, in a sweep of it.
-        published: the paper's AUC per task (None where it has none), by the tasks of its data.
-    """
-
-    name: str
-    options: Options
-    model: str = "dtrn"
-    removed: str | None = None
-    size: int | None = None
-    published: Published = field(default_factory=dict)
-
-    def paper(self, tasks: Sequence[str], task: str) -> float | None:
-        """The published AUC of a task, where the data have the tasks of the paper's."""
-        values = self.published.get(tuple(tasks))
-        return None if values is None else values[list(tasks).index(task)]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the user chooses.
-
-    Attributes:
-        head: name of the multi-task head, where the table does not decide.
-        sizes: embedding widths of a sweep.
-    """
-
-    head: str
-    sizes: tuple[int, ...] = SIZES
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table or figure.
-
-    Attributes:
-        name: of the command.
-        title: what it shows.
-        variants: its models, for given data and choices.
-    """
-
-    name: str
-    title: str
-    variants: Callable[[DatasetSpec, Choices], list[Variant]]
 
 
 def default_head(spec: DatasetSpec) -> str:

@@ -15,7 +15,7 @@ from mtlfast.training.assemble import resume_training, start_training
 from mtlfast.training.checkpoint import CheckpointError, find_checkpoint
 from mtlfast.training.config import TrainConfig
 from mtlfast.training.files import write_atomically, write_csv, write_json
-from mtlfast.training.reproduction.dtrn_tables import Variant
+from mtlfast.training.reproduction.variants import Variant
 
 __all__ = ["COLUMNS", "format_table", "train_variants"]
 

@@ -1,0 +1,74 @@
+"""What tables and figures are made of: variants of models, trained alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtlfast.data import DatasetSpec
+
+__all__ = ["SIZES", "Choices", "Options", "Published", "Table", "Variant"]
+
+Options = Mapping[str, Any]
+Published = Mapping[tuple[str, ...], Sequence[float | None]]
+
+SIZES = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a table.
+
+    Attributes:
+        name: unique in its table.
+        options: of the model, on top of those that all models share.
+        model: name in the registry.
+        removed: a task that it is trained without.
+        size: the embedding width, in a sweep of it.
+        published: the paper's AUC per task (None where it has none), by the tasks of its data.
+    """
+
+    name: str
+    options: Options
+    model: str = "dtrn"
+    removed: str | None = None
+    size: int | None = None
+    published: Published = field(default_factory=dict)
+
+    def paper(self, tasks: Sequence[str], task: str) -> float | None:
+        """The published AUC of a task, where the data have the tasks of the paper's."""
+        values = self.published.get(tuple(tasks))
+        return None if values is None else values[list(tasks).index(task)]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chooses.
+
+    Attributes:
+        head: name of the multi-task head, where the table does not decide.
+        sizes: embedding widths of a sweep.
+        embed_dim: embedding width where the table shares one budget of parameters.
+        width: output width of DTN's modules, which decides that budget.
+    """
+
+    head: str = "mmoe"
+    sizes: tuple[int, ...] = SIZES
+    embed_dim: int = 16
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure.
+
+    Attributes:
+        name: of the command.
+        title: what it shows.
+        variants: its models, for given data and choices.
+    """
+
+    name: str
+    title: str
+    variants: Callable[[DatasetSpec, Choices], list[Variant]]

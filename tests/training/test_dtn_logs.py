@@ -1,0 +1,61 @@
+"""DTN's Table 3 on AliExpress and Ali-CCP: equal budgets, a whole small run."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from aliccp_rows import write_raw
+
+from mtlfast import cli, models
+from mtlfast.data import AliCCPSource
+from mtlfast.training.reproduction.dtn_logs import TABLES, dense_parameters
+from mtlfast.training.reproduction.variants import Choices
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow", reason="tables are kept as parquet")
+    monkeypatch.setenv("MTLFAST_CACHE", str(tmp_path / "cache"))
+    write_raw(tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_budgets_are_equal(folder, name):
+    spec = AliCCPSource(folder, fields=["101", "205", "206", "508", "853"], min_count=1).spec
+    state = torch.random.get_rng_state()
+    variants = TABLES[name].variants(spec, Choices(embed_dim=4, width=48))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    found = {v.name: dense_parameters(v.model, spec, v.options) for v in variants}
+    assert len(found) == 10
+    assert max(found.values()) == found["DTN"]
+    # GDCN grows with the fields alone, but for its output.
+    assert min(found.values()) > 0.8 * found["DTN"], found
+    for variant in variants:
+        model = models.build(variant.model, spec, dict(variant.options))
+        every = sum(p.numel() for p in model.parameters())
+        assert every - model.embedding.weight.numel() == found[variant.name]
+    dtn = variants[-1]
+    assert dtn.paper(spec.tasks, "conversion") == (0.8207 if "express" in name else 0.6231)
+
+
+def test_a_whole_run(folder, tmp_path, capsys):
+    arguments = [
+        "reproduce", "dtn-table3-aliccp", "--data", f"aliccp:{folder}", "--data-options",
+        "preset=dtn", "fields=['101', '205', '210', '150_14']", "--width", "8", "--model-options",
+        "embed_dim=4", "--rows", "ShareBottom", "DTN", "--batch-size", "16", "--max-steps", "2",
+        "--accelerator", "cpu", "--out", str(tmp_path / "out"), "--quiet",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    with open(tmp_path / "out" / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["task"]) for row in rows] == [
+        ("ShareBottom", "click"), ("ShareBottom", "conversion"),
+        ("DTN", "click"), ("DTN", "conversion"),
+    ]  # fmt: skip
+    assert rows[2]["published_auc"] == "0.6153"
+    assert "(0.6153)" in capsys.readouterr().out
+    assert cli.main([*arguments, "--width", "0"]) == 2
+    assert "--width: expected at least 1, found 0" in capsys.readouterr().err
