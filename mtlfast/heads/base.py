@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class MultiTaskHead(nn.Module, ABC):
         self.small_towers: Towers | None = None
         self.small_weight = 0.0
         self._small_logits: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the logits that wait for :meth:`extra_loss`."""
+        return {**self.__dict__, "_small_logits": None}
 
     @abstractmethod
     def task_repr(self, x: Tensor) -> Tensor:

@@ -152,6 +152,17 @@ def test_wrong_inputs_are_named(name):
         head.set_prior((0.1, 0.2))
 
 
+def test_copies_between_the_forward_pass_and_the_loss():
+    """Small towers keep their logits for the loss; those are no part of a copy."""
+    head = make("mmoe")
+    head.add_small_towers((), 0.1)
+    head.double()
+    logits = head(make_input())
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert other.extra_loss(logits, torch.zeros_like(logits)) is None
+    assert head.extra_loss(logits, torch.zeros_like(logits)) is not None
+
+
 @pytest.mark.parametrize("name", ["share_bottom", "mmoe", "ple", "aitm"])
 def test_dropout_in_training_only(name):
     torch.manual_seed(0)
