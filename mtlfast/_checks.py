@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from mtlfast.errors import bad
 
 
 def check_count(name: str, value: int) -> None:
     """Refuse what is no positive int."""
-    if value < 1:
-        raise bad(name, "a positive int", value)
+    if not _is_count(value):
+        raise bad(name, "a positive int", repr(value))
+
+
+def _is_count(value: object) -> bool:
+    """NumPy's integers are welcome; True and 2.0 are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_units(name: str, units: Sequence[int], *, allow_empty: bool = False) -> None:
     """Refuse widths that are no positive ints."""
-    if (not units and not allow_empty) or any(width < 1 for width in units):
+    if (not units and not allow_empty) or not all(map(_is_count, units)):
         raise bad(name, "positive layer widths", list(units))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mtlfast._checks import check_count
 from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
@@ -117,8 +118,7 @@ class ConditionalTransformer(nn.Module):
             ("num_behaviors", num_behaviors),
             ("hyper_dim", hyper_dim),
         ):
-            if size < 1:
-                raise bad(name, "a positive int", size)
+            check_count(name, size)
         if embed_dim % num_heads:
             raise bad("num_heads", f"a divisor of embed_dim = {embed_dim}", num_heads)
         if not eps > 0:

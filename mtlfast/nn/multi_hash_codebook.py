@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtlfast._checks import check_count
 from mtlfast.errors import bad, number, shape_text
 from mtlfast.ops import FusedStep, field_crosses, multi_hash_lookup
 from mtlfast.ops.multi_hash_lookup import check_codebook
@@ -126,8 +127,7 @@ class MultiHashCodebook(nn.Module):
             ("out_dim", out_dim),
             ("num_hashes", num_hashes),
         ):
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise bad(name, "a positive int", repr(size))
+            check_count(name, size)
         for name, value, options in (
             ("sharing", sharing, get_args(Sharing)),
             ("restoring", restoring, get_args(Restoring)),

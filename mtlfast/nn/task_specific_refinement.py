@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from mtlfast._checks import check_count
 from mtlfast.errors import bad
 from mtlfast.ops import stacked_linear
 
@@ -49,8 +50,7 @@ class TaskSpecificRefinement(nn.Module):
             ("reduction", reduction),
             ("hidden_dim", 1 if hidden_dim is None else hidden_dim),
         ):
-            if size < 1:
-                raise bad(name, "a positive int", size)
+            check_count(name, size)
         self.num_tasks = num_tasks
         self.sparse_dim = sparse_dim
         self.interest_dim = interest_dim

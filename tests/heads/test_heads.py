@@ -182,6 +182,8 @@ def test_dropout_in_training_only(name):
         (lambda: MMoE(0, 1), "input_dim: expected a positive int, found 0"),
         (lambda: MMoE(1, 0), "num_tasks: expected a positive int, found 0"),
         (lambda: MMoE(1, 1, num_experts=0), "num_experts: expected a positive int, found 0"),
+        (lambda: MMoE(1, 1, num_experts=1.5), r"num_experts: expected a positive int, found 1\.5"),
+        (lambda: MMoE(1, 1, expert_units=(4.0,)), r"expert_units: .* found \[4\.0\]"),
         (lambda: MMoE(1, 1, expert_units=()), r"expert_units: expected positive .* found \[\]"),
         (lambda: MMoE(1, 1, tower_units=(3, 0)), r"tower_units: .* found \[3, 0\]"),
         (lambda: MMoE(1, 1, dropout=1.0), r"dropout: expected a probability in \[0, 1\)"),

@@ -339,6 +339,8 @@ def test_shapes_alone():
     ("arguments", "options", "text"),
     [
         ((0, 1, 1, 1, 1), {}, "embed_dim: expected a positive int, found 0"),
+        ((8.0, 1, 1, 1, 1), {}, r"embed_dim: expected a positive int, found 8\.0"),
+        ((8, True, 1, 1, 1), {}, "num_heads: expected a positive int, found True"),
         ((8, 3, 1, 1, 1), {}, "num_heads: expected a divisor of embed_dim = 8, found 3"),
         ((8, 2, 0, 1, 1), {}, "ffn_dim: expected a positive int, found 0"),
         ((8, 2, 4, -1, 1), {}, "num_tasks: expected a positive int, found -1"),
