@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -65,8 +66,8 @@ def source(folder):
     return CensusSource(folder, part="both")
 
 
-def test_all_rows_fit_the_budget_of_dtn(source):
-    budget = parameters(build_row(ROWS[-1], source.spec, 32))
+def test_all_rows_fit_the_budget(source):
+    budget = 250_000
     for row in ROWS[:3] + ROWS[-1:]:
         width = width_within(row, source.spec, budget)
         size = parameters(build_row(row, source.spec, width))
@@ -131,7 +132,7 @@ def test_hidden_ids_are_unknown_ones(source):
 def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
     arguments = [
         "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "2", "--epochs", "1",
-        "--width", "4", "--out", str(tmp_path), "--quiet",
+        "--budget", "350000", "--out", str(tmp_path), "--quiet",
         "--rows", "ShareBottom", "TFI-GDCN", "DTN", "DTN-trim",
     ]  # fmt: skip
     assert cli.main(arguments) == 0
@@ -168,10 +169,45 @@ def test_a_whole_run_and_its_continuation(folder, tmp_path, capsys):
     assert (tmp_path / "runs" / "DTN-0.json").stat().st_mtime_ns == stamp
 
 
+def test_each_row_has_its_own_recipe_unless_one_is_given(folder, tmp_path):
+    arguments = [
+        "reproduce", "dtn-table3", "--data", f"census:{folder}", "--quiet", "--seeds", "1",
+        "--budget", "200000", "--out", str(tmp_path), "--rows", "ShareBottom", "DTN",
+    ]  # fmt: skip
+
+    def recipes():
+        assert cli.main(arguments) == 0
+        rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+        return {row["model"]: row["settings"]["recipe"] for row in rows}
+
+    own = recipes()
+    for row in (ROWS[0], ROWS[-1]):
+        assert {**own[row.name], **row.own} == own[row.name] == asdict(row.recipe)
+    assert own["ShareBottom"] != own["DTN"]
+    arguments += ["--epochs", "1"]
+    given = recipes()
+    assert given["ShareBottom"] == given["DTN"] == asdict(Recipe(epochs=1))
+
+
+def test_what_another_architecture_left_is_trained_again(folder, tmp_path):
+    arguments = [
+        "reproduce", "dtn-table3", "--data", f"census:{folder}", "--quiet", "--seeds", "1",
+        "--budget", "100000", "--out", str(tmp_path), "--rows", "ShareBottom", "--epochs", "1",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    path = tmp_path / "runs" / "ShareBottom-0.json"
+    run = json.loads(path.read_text())
+    run["settings"]["options"]["head"]["bottom_units"][0] += 1
+    path.write_text(json.dumps(run))
+    assert cli.main(arguments) == 0
+    again = json.loads(path.read_text())["settings"]["options"]["head"]["bottom_units"]
+    assert again[0] == run["settings"]["options"]["head"]["bottom_units"][0] - 1
+
+
 def test_trimming_is_made_up_for_after_an_interruption(folder, tmp_path):
     arguments = [
         "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "1", "--epochs", "1",
-        "--width", "4", "--out", str(tmp_path), "--quiet", "--rows", "DTN-trim",
+        "--budget", "200000", "--out", str(tmp_path), "--quiet", "--rows", "DTN-trim",
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     names = {path.name for path in (tmp_path / "runs").iterdir()}
@@ -184,11 +220,11 @@ def test_trimming_is_made_up_for_after_an_interruption(folder, tmp_path):
 def test_held_out_rows_are_scored_instead_of_the_test_file(folder, tmp_path):
     arguments = [
         "reproduce", "dtn-table3", "--data", f"census:{folder}", "--seeds", "1", "--quiet",
-        "--width", "4", "--out", str(tmp_path), "--rows", "ShareBottom", "--hold-out",
+        "--budget", "100000", "--out", str(tmp_path), "--rows", "ShareBottom", "--hold-out",
         "--epochs", "1", "--batch-size", "64", "--learning-rate", "0.01",
     ]  # fmt: skip
     assert cli.main(arguments) == 0
-    settings = json.loads((tmp_path / "table.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "table.json").read_text())["rows"][0]["settings"]
     assert settings["samples"] == [240, 60]
     assert (settings["recipe"]["batch_size"], settings["recipe"]["learning_rate"]) == (64, 0.01)
     assert len(np.load(tmp_path / "runs" / "ShareBottom-0.npy")) == 60
@@ -214,7 +250,7 @@ def test_a_missing_lightgbm_is_explained(folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(ImportError, match="the row LightGBM needs: pip install"):
         boosting.boosted_scores(CensusSource(folder, part="both"))
 
-    every = ["--seeds", "1", "--epochs", "1", "--width", "4", "--batch-size", "300", "--quiet"]
+    every = ["--seeds", "1", "--epochs", "1", "--budget", "350000", "--quiet"]
     assert cli.main([*base, *every]) == 0
     printed = capsys.readouterr()
     assert "LightGBM is left out: the row LightGBM needs: pip install" in printed.err

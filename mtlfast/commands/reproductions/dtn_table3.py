@@ -10,8 +10,9 @@ USAGE = "[--data census:PATH] [--seeds N] [--out DIR]"
 PASSES_ON = False
 HELP = "DTN and its baselines on Census-Income, with equal parameter budgets"
 DESCRIPTION = """\
-Train every row of the table with the same recipe and about the same number of parameters,
-several seeds each, and print mean and standard deviation beside what was published.
+Train every row of the table with about the same number of parameters, several seeds each, and
+print mean and standard deviation beside what was published. A recipe that is given here holds for
+all rows, instead of the one that was chosen for each.
 What the output folder already holds is not trained again.
 """
 EXAMPLES = """\
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples per step")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="at the start")
-    parser.add_argument("--width", type=int, default=64, metavar="N", help="D_o of DTN")
+    parser.add_argument("--budget", type=int, metavar="N", help="the most parameters of a network")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="train only these")
     parser.add_argument(
         "--hold-out",
@@ -56,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
     from mtlfast.training.allocator import keep_freed_memory
     from mtlfast.training.config import expand
     from mtlfast.training.reproduction.boosting import LIGHTGBM, NEEDED, lightgbm_available
+    from mtlfast.training.reproduction.dtn_table3 import BUDGET
     from mtlfast.training.reproduction.fit import Recipe
     from mtlfast.training.reproduction.run_dtn_table3 import format_table, reproduce
 
-    for name in ("seeds", "width"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, found {getattr(options, name)}")
+    if options.seeds < 1:
+        raise ValueError(f"--seeds: expected at least 1, found {options.seeds}")
     given = {
         name: value
         for name in ("epochs", "batch_size", "learning_rate")
@@ -84,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
         source.hold_out() if options.hold_out else source,
         options.out,
         seeds=range(options.seeds),
-        recipe=Recipe(**given),
-        width=options.width,
+        recipe=Recipe(**given) if given else None,
+        budget=BUDGET if options.budget is None else options.budget,
         rows=options.rows,
         quiet=options.quiet,
     )

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtlfast.data import CensusSource
+from mtlfast.data import CensusSource, DatasetSpec
 from mtlfast.models import trim
 from mtlfast.training.files import write_atomically, write_csv, write_json
 from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
 from mtlfast.training.reproduction.boosting import LIGHTGBM, boosted_scores, lightgbm_available
 from mtlfast.training.reproduction.dtn_table3 import (
     BASE,
+    BUDGET,
     DTN,
     ROWS,
     TRIMMED,
+    Row,
     build_row,
     parameters,
     width_within,
@@ -38,6 +40,7 @@ _PUBLISHED = {row.name: row.published for row in ROWS}
 COLUMNS = (
     "model",
     "parameters",
+    "seeds",
     "income_auc",
     "income_sd",
     "income_relaimp",
@@ -72,14 +75,14 @@ def reproduce(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     recipe: Recipe | None = None,
-    width: int = 64,
+    budget: int = BUDGET,
     rows: Sequence[str] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train what is not trained yet, and write ``table.json``, ``table.csv`` and ``table.md``.
 
-    Every model is trained by the same recipe, on all of the training file, with about as many
-    parameters as DTN of this ``width``; its AUC is the mean over the two halves of the test file.
+    Every model is trained on all of the training file, as wide as ``budget`` allows; its AUC is the
+    mean over the two halves of the test file.
     DTN-trim is DTN of the same seed without its least used module, trained for one more epoch at a
     tenth of the learning rate. LightGBM, where it is installed, is one model of trees per task.
 
@@ -87,11 +90,10 @@ def reproduce(
         source: Census-Income with ``part="both"``.
         out: folder for scores and tables; what it holds is not computed again.
         seeds: one model per row and seed.
-        recipe: how to train; the defaults when None.
-        width: output width ``D_o`` of DTN.
+        recipe: how to train all rows; each row's own when None.
+        budget: the most parameters of a network.
         rows: names of the rows to train; all when None.
     """
-    recipe = Recipe() if recipe is None else recipe
     out = Path(out)
     evaluation = _Evaluation(source)
     unknown = set(rows or ()) - set(_NAMES)
@@ -102,58 +104,83 @@ def reproduce(
     if TRIMMED in rows:
         rows = [*rows, DTN]  # which it is made of
     chosen = [row for row in ROWS if row.name in rows]
-    dtn = next(row for row in ROWS if row.name == DTN)
-    budget = parameters(build_row(dtn, source.spec, width))
-    settings = {
-        "recipe": asdict(recipe),
-        "width": width,
-        "samples": [source.num_train_samples, source.num_test_samples],
-    }
-    widths = {row.name: width_within(row, source.spec, budget) for row in chosen if row != dtn}
-    widths[DTN] = width
+    samples = [source.num_train_samples, source.num_test_samples]
+    runs = _Runs(out, source.spec, budget, samples, recipe)
     for seed in seeds:
         shuffled = source.with_seed(seed)
-        if LIGHTGBM in rows and not (store := _Store(out, LIGHTGBM, seed, settings)).done():
+        if LIGHTGBM in rows and not (store := runs.store(LIGHTGBM, seed)).done():
             begun = time.perf_counter()
             scores = boosted_scores(shuffled, seed)
             store.save(scores, evaluation, None, time.perf_counter() - begun)
         for row in chosen:
-            store = _Store(out, row.name, seed, settings)
-            trimmed = _Store(out, TRIMMED, seed, settings)
+            store, trimmed = runs.store(row.name, seed), runs.store(TRIMMED, seed)
             trims = row.name == DTN and TRIMMED in rows
             if store.done() and (trimmed.done() or not trims):
                 continue
-            model = build_row(row, source.spec, widths[row.name], seed)
+            how = runs.recipe(row)
+            model = build_row(row, source.spec, runs.width(row), seed)
             begun = time.perf_counter()
-            trained = fit(model, shuffled, recipe, label=f"{row.name}, seed {seed}", quiet=quiet)
+            trained = fit(model, shuffled, how, label=f"{row.name}, seed {seed}", quiet=quiet)
             logits = predict(trained, source)
             store.save(logits, evaluation, parameters(model), time.perf_counter() - begun)
             if not trims:
                 continue
-            batches = islice(shuffled.train_batches(recipe.batch_size), _GATE_BATCHES)
+            batches = islice(shuffled.train_batches(how.batch_size), _GATE_BATCHES)
             smaller = trim(trained, 1, batches=batches)  # type: ignore[arg-type]  # it is a DTN
-            more = replace(recipe, epochs=1, learning_rate=recipe.learning_rate / 10)
+            more = replace(how, epochs=1, learning_rate=how.learning_rate / 10)
             begun = time.perf_counter()
             label = f"{TRIMMED}, seed {seed}"
             logits = predict(fit(smaller, shuffled, more, label=label, quiet=quiet), source)
             trimmed.save(logits, evaluation, parameters(smaller), time.perf_counter() - begun)
-    return _write_table(out, evaluation, seeds, settings)
+    return _write_table(runs, evaluation, seeds)
+
+
+class _Runs:
+    """Which settings the rows have, and where their results lie."""
+
+    def __init__(
+        self, out: Path, spec: DatasetSpec, budget: int, samples: list[int], recipe: Recipe | None
+    ) -> None:
+        self.out, self.spec, self.budget, self.samples = out, spec, budget, samples
+        self._recipe = recipe
+        self._widths: dict[str, int] = {}
+
+    def recipe(self, row: Row) -> Recipe:
+        return row.recipe if self._recipe is None else self._recipe
+
+    def width(self, row: Row) -> int:
+        """As wide as the budget allows."""
+        if row.name not in self._widths:
+            self._widths[row.name] = width_within(row, self.spec, self.budget)
+        return self._widths[row.name]
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """All that the scores of a row depend on, the seed aside."""
+        if name == LIGHTGBM:
+            return {"samples": self.samples}
+        row = next(row for row in ROWS if row.name == (DTN if name == TRIMMED else name))
+        options = json.loads(json.dumps(row.options(self.width(row))))  # as they are read again
+        recipe = asdict(self.recipe(row))
+        return {"samples": self.samples, "recipe": recipe, "options": options}
+
+    def store(self, name: str, seed: int) -> _Store:
+        return _Store(self, name, seed)
 
 
 class _Store:
     """Scores and metrics of one row and seed on disk."""
 
-    def __init__(self, out: Path, name: str, seed: int, settings: dict[str, Any]) -> None:
-        self.json = out / "runs" / f"{name}-{seed}.json"
-        self.scores = out / "runs" / f"{name}-{seed}.npy"
-        self.name, self.seed, self.settings = name, seed, settings
+    def __init__(self, runs: _Runs, name: str, seed: int) -> None:
+        self.json = runs.out / "runs" / f"{name}-{seed}.json"
+        self.scores = runs.out / "runs" / f"{name}-{seed}.npy"
+        self.runs, self.name, self.seed = runs, name, seed
 
     def read(self) -> dict[str, Any] | None:
         """What was saved by a run with the same settings."""
         if not (self.json.is_file() and self.scores.is_file()):
             return None
         content: dict[str, Any] = json.loads(self.json.read_text(encoding="utf-8"))
-        return content if content["settings"] == self.settings else None
+        return content if content["settings"] == self.runs.settings(self.name) else None
 
     def done(self) -> bool:
         return self.read() is not None
@@ -172,29 +199,27 @@ class _Store:
             "parameters": size,
             "auc": evaluation.aucs(logits),
             "seconds": seconds,
-            "settings": self.settings,
+            "settings": self.runs.settings(self.name),
         }
         write_json(self.json, content)
 
 
-def _write_table(
-    out: Path, evaluation: _Evaluation, seeds: Sequence[int], settings: dict[str, Any]
-) -> dict[str, Any]:
+def _write_table(runs: _Runs, evaluation: _Evaluation, seeds: Sequence[int]) -> dict[str, Any]:
     found: dict[str, list[tuple[dict[str, Any], NDArray[np.float32]]]] = {}
     for name in _NAMES:
-        stores = [_Store(out, name, seed, settings) for seed in seeds]
-        runs = [(run, np.load(s.scores)) for s in stores if (run := s.read()) is not None]
-        if runs:
-            found[name] = runs
+        stores = [runs.store(name, seed) for seed in seeds]
+        done = [(run, np.load(s.scores)) for s in stores if (run := s.read()) is not None]
+        if done:
+            found[name] = done
     aucs = {  # per row [seeds, tasks], the mean over the halves
-        name: np.array([run["auc"] for run, _ in runs]).mean(axis=-1)
-        for name, runs in found.items()
+        name: np.array([run["auc"] for run, _ in done]).mean(axis=-1)
+        for name, done in found.items()
     }
     base = aucs[BASE].mean(axis=0) if BASE in aucs else None
     lines = []
     for name, values in aucs.items():
         published = _PUBLISHED.get(name)
-        cells: list[Any] = [name, found[name][0][0]["parameters"]]
+        cells: list[Any] = [name, found[name][0][0]["parameters"], len(values)]
         for task in range(values.shape[1]):
             mean = float(values[:, task].mean())
             spread = float(values[:, task].std(ddof=1)) if len(values) > 1 else None
@@ -204,11 +229,12 @@ def _write_table(
             cells += [mean, spread, gain, None if published is None else published[task]]
         lines.append(cells)
     table = {
-        "settings": settings,
-        "seeds": list(seeds),
+        "budget": runs.budget,
+        "samples": runs.samples,
         "rows": [
             {
                 **dict(zip(COLUMNS, line, strict=True)),
+                "settings": runs.settings(line[0]),
                 # Per seed and task the AUC of each half.
                 "auc_of_halves": [run["auc"] for run, _ in found[line[0]]],
             }
@@ -216,10 +242,10 @@ def _write_table(
         ],
         "dtn_minus_share_bottom": _compare(found, evaluation),
     }
-    write_json(out / "table.json", table)
-    write_csv(out / "table.csv", COLUMNS, lines)
+    write_json(runs.out / "table.json", table)
+    write_csv(runs.out / "table.csv", COLUMNS, lines)
     text = format_table(table)
-    write_atomically(out / "table.md", lambda file: _write(file, text + "\n"))
+    write_atomically(runs.out / "table.md", lambda file: _write(file, text + "\n"))
     return table
 
 
@@ -254,11 +280,13 @@ def _compare(found: dict[str, Any], evaluation: _Evaluation) -> list[dict[str, f
 def format_table(table: dict[str, Any]) -> str:
     """The table in Markdown."""
     lines = [
-        "| model | parameters | income | RelaImp | paper | never married | RelaImp | paper |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | parameters | seeds | income | RelaImp | paper "
+        "| never married | RelaImp | paper |",
+        "|---" * 9 + "|",
     ]
     for row in table["rows"]:
-        cells = [row["model"], "" if row["parameters"] is None else f"{row['parameters']:,}"]
+        size = row["parameters"]
+        cells = [row["model"], "" if size is None else f"{size:,}", str(row["seeds"])]
         for task in ("income", "never_married"):
             spread, gain = row[f"{task}_sd"], row[f"{task}_relaimp"]
             published = row[f"{task}_published"]
