@@ -399,6 +399,7 @@ class CodebookGradient {
           }
           elements_.push_back(element);
         }
+    elements_.resize(size_t{1} << reduction.element_bits, Element{});
     reduction.elements = elements_.data();
   }
 

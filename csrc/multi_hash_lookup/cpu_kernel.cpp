@@ -565,71 +565,79 @@ void weight_gradients(const Lookup& l, const float* grad, int64_t begin, int64_t
 
 // Where the sums of a part are kept, before they are finished.
 struct Sums {
-  float* rows;        // [kMostPartEntries, width rounded up]
+  float* rows;        // [kMostSums, stride]; with a table the first one is zero
   float* block;       // one row more
   uint32_t* numbers;  // rows' numbers within the part's bucket
+  uint32_t* places;   // of their sums
+  // Of every row of a bucket: place of its sum << kFirstLevelBits | entries in it, or 0.
+  uint32_t* table;
   int64_t stride;
 
-  Sums(const Lookup& l, float* scratch) : stride(round_up_floats(l.width)) {
+  Sums(const Lookup& l, float* scratch) : stride((l.width + kLanes - 1) / kLanes * kLanes) {
     rows = scratch;
-    block = rows + kMostPartEntries * stride;
-    numbers = reinterpret_cast<uint32_t*>(block + 2 * stride);
+    block = rows + kMostSums * round_up_floats(l.width);
+    numbers = reinterpret_cast<uint32_t*>(block + 2 * round_up_floats(l.width));
+    places = numbers + kMostPartEntries + kFloats;
+    table = places + kMostPartEntries + kFloats;
+  }
+  MTLFAST_INLINE const float* row(int64_t i) const {
+    return rows + static_cast<int64_t>(places[i]) * stride;
   }
 };
 
-constexpr int64_t kEntriesAhead = 16;
-// The sum of a row is kept in two levels, so that rounding errors of hot rows stay close to those
-// of a pairwise sum: this many entries in the first.
-constexpr int64_t kFirstLevel = 32;
-
-// What an entry adds to its row.
+// What an entry adds to its row. All that is needed is copied: stores to rows might change what is
+// behind a pointer, as far as the compiler knows.
 template <int NV, int kMembers, bool kPerMember, bool kWeighted>
 struct Terms {
   static constexpr int kWeightsEach = kPerMember ? kMembers : 1;
-  const Reduction& r;
-  const Part& part;
   const Columns<NV> columns;
-  const int64_t sample_stride, num_crosses, row_bytes;
+  const uint64_t* const entries;
+  const float *const grad, *const pair_weights, *const codeword_weights;
+  const Element* const elements;
+  const int64_t sample_stride, pair_stride, num_crosses, width, total;
+  const int element_bits;
   const uint32_t mask;
 
-  MTLFAST_INLINE Terms(const Reduction& reduction, const Part& part_)
-      : r(reduction),
-        part(part_),
-        columns(r.lookup.width),
+  MTLFAST_INLINE Terms(const Reduction& r, const Part& part)
+      : columns(r.lookup.width),
+        entries(part.entries),
+        grad(r.grad),
+        pair_weights(r.lookup.pair_weights),
+        codeword_weights(r.lookup.codeword_weights),
+        elements(r.elements),
         sample_stride(r.lookup.slots() * r.lookup.columns()),
+        pair_stride(r.lookup.pair_stride),
         num_crosses(r.lookup.hashing.num_crosses),
-        row_bytes(r.lookup.width * 4),
+        width(r.lookup.width),
+        total(r.lookup.columns()),
+        element_bits(r.element_bits),
         mask(static_cast<uint32_t>((uint64_t{1} << r.element_bits) - 1)) {}
 
-  // Entries are spread over the whole gradient of the output.
+  // Entries are spread over the whole gradient of the output. What is behind the last one of a part
+  // belongs to the next, or is any number.
   MTLFAST_INLINE void fetch(int64_t i) const {
-    const uint64_t later =
-        part.entries[i + kEntriesAhead < part.count ? i + kEntriesAhead : part.count - 1];
-    const auto entry = static_cast<uint32_t>(later);
-    const Element& element = r.elements[entry & mask];
-    const int64_t sample = entry >> r.element_bits;
-    const float* const of_sample = r.grad + sample * sample_stride;
-    for (int k = 0; k < kMembers; ++k) prefetch_row<NV>(of_sample + element.place[k], row_bytes);
-    __builtin_prefetch(r.lookup.pair_weights + sample * r.lookup.pair_stride +
-                       element.cross * kWeightsEach);
+    const auto entry = static_cast<uint32_t>(entries[i]);
+    const Element& element = elements[entry & mask];
+    const int64_t sample = entry >> element_bits;
+    const float* const of_sample = grad + sample * sample_stride;
+    for (int k = 0; k < kMembers; ++k) prefetch_row<NV>(of_sample + element.place[k], width * 4);
+    __builtin_prefetch(pair_weights + sample * pair_stride + element.cross * kWeightsEach);
   }
 
   // add(v, vector v of the term of entry i)
   template <class Add>
-  MTLFAST_INLINE void operator()(int64_t i, Add add) {
-    const Lookup& l = r.lookup;
-    fetch(i);
-    const auto entry = static_cast<uint32_t>(part.entries[i]);
-    const Element& element = r.elements[entry & mask];
-    const int64_t sample = entry >> r.element_bits;
-    const float* const of_sample = r.grad + sample * sample_stride;
-    const float* const weight = l.pair_weights + sample * l.pair_stride +
-                                static_cast<int64_t>(element.cross) * kWeightsEach;
+  MTLFAST_INLINE void operator()(int64_t i, Add add) const {
+    fetch(i + kEntriesAhead);
+    const auto entry = static_cast<uint32_t>(entries[i]);
+    const Element& element = elements[entry & mask];
+    const int64_t sample = entry >> element_bits;
+    const float* const of_sample = grad + sample * sample_stride;
+    const float* const weight =
+        pair_weights + sample * pair_stride + static_cast<int64_t>(element.cross) * kWeightsEach;
     const float* factor = nullptr;
     if constexpr (kWeighted) {
       const int64_t s = (static_cast<int64_t>(entry & mask) - element.cross) / num_crosses;
-      factor =
-          l.codeword_weights + (sample * num_crosses + element.cross) * l.columns() + s * l.width;
+      factor = codeword_weights + (sample * num_crosses + element.cross) * total + s * width;
     }
     columns.each([&](int64_t v, auto part_of_row) {
       const int64_t at = v * kLanes;
@@ -646,12 +654,70 @@ struct Terms {
   }
 };
 
-// Sums the entries of every row of a part; returns the number of rows.
+// Sums the entries of every row of a part with a table; leaves the places of the sums there.
+template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
+  const Columns<NV> columns(r.lookup.width);
+  const Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
+  const uint64_t* const entries = part.entries;
+  uint32_t* const table = sums.table;
+  float* const rows = sums.rows;
+  const int64_t stride = NV > 0 ? NV * kLanes : sums.stride, count = part.count;
+  const auto sum = [&](uint32_t found) {
+    return rows + static_cast<int64_t>(found >> kFirstLevelBits) * stride;
+  };
+  uint32_t full[kMostPartEntries / kFirstLevel][2];  // a sum with all its entries, and what follows
+  int64_t num_full = 0;
+  uint32_t next = kFirstLevel;
+  std::memset(table, 0, sizeof(uint32_t) * static_cast<size_t>(part.table_rows));
+  columns.each([&](int64_t v, auto) { store(rows + v * kLanes, zero()); });
+  // Whether a row is new is no branch, since nobody could predict it.
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t& of_row = table[entries[i] >> 32];
+    const uint32_t before = of_row;
+    const uint32_t is_new = -static_cast<uint32_t>(before == 0);
+    uint32_t found = before | (next & is_new);
+    next += kFirstLevel & is_new;
+    const float* const from = sum(before);
+    float* const to = sum(found);
+    term(i, [&](int64_t v, Vec t) { store(to + v * kLanes, load(from + v * kLanes) + t); });
+    ++found;
+    if (__builtin_expect((found & (kFirstLevel - 1)) == 0, 0)) {
+      full[num_full][0] = before;
+      full[num_full++][1] = next;
+      columns.each([&](int64_t v, auto) { store(sum(next) + v * kLanes, zero()); });
+      found = next;
+      next += kFirstLevel;
+    }
+    of_row = found;
+  }
+  for (int64_t k = 0; k < num_full; ++k) {
+    const float* const from = sum(full[k][0]);
+    float* const to = sum(full[k][1]);
+    columns.each([&](int64_t v, auto) {
+      store(to + v * kLanes, load(from + v * kLanes) + load(to + v * kLanes));
+    });
+  }
+}
+
+// The rows of the table in ascending order; returns their number.
+int64_t list_table(const Part& part, const Sums& sums) {
+  int64_t count = 0;
+  for (int64_t row = 0; row < part.table_rows; ++row) {
+    const uint32_t found = sums.table[row];
+    sums.numbers[count] = static_cast<uint32_t>(row);
+    sums.places[count] = found >> kFirstLevelBits;
+    count += found == 0 ? 0 : 1;
+  }
+  return count;
+}
+
+// Sums the entries of every row of a sorted part; returns the number of rows.
 template <int NV, int kMembers, bool kPerMember, bool kWeighted>
 int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
   const Columns<NV> columns(r.lookup.width);
   const uint64_t* const entries = part.entries;
-  Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
+  const Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
   Buffer<NV> sum(sums.block);
   clear(columns, sum);
   int64_t at = -1, run = 0;
@@ -666,6 +732,7 @@ int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
     run = (run + 1) & same;
     float* const row = sums.rows + at * sums.stride;
     sums.numbers[at] = static_cast<uint32_t>(low);
+    sums.places[at] = static_cast<uint32_t>(at);
     before = low;
     term(i, [&](int64_t v, Vec t) {
       const Vec total = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(sum.get(v)) & keep) + t;
@@ -738,11 +805,11 @@ MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
     prefetch_row<NV>(step.second + row * width, width * 4);
 }
 
-// Updates up to kLanes rows; `row(i)` is the number of the i-th one. Roots and quotients that
-// belong to whole rows are computed for all at once.
-template <int NV, class Row>
+// Updates up to kLanes rows; `row(i)` is the number of the i-th one, `sum_of(i)` its gradient.
+// Roots and quotients that belong to whole rows are computed for all at once.
+template <int NV, class Row, class Sum>
 MTLFAST_INLINE void update_rows(const Columns<NV>& columns, const Reduction& r, int count, Row row,
-                                const float* sums, int64_t stride) {
+                                Sum sum_of) {
   const Step& step = r.step;
   const int64_t width = r.lookup.width;
   const Kind kind = r.out_kind;
@@ -760,7 +827,7 @@ MTLFAST_INLINE void update_rows(const Columns<NV>& columns, const Reduction& r, 
       squares[i] = zero();
       if (i >= count) continue;
       columns.each([&](int64_t v, auto part) {
-        const Vec g = load(sums + i * stride + v * kLanes);
+        const Vec g = load(sum_of(i) + v * kLanes);
         squares[i] += zero_outside(g * g, part);
       });
       states[i] = of_rows[row(i)];
@@ -774,7 +841,7 @@ MTLFAST_INLINE void update_rows(const Columns<NV>& columns, const Reduction& r, 
   for (int i = 0; i < count; ++i) {
     const int64_t at = row(i) * width;
     char* const codeword = static_cast<char*>(r.out) + row(i) * r.out_stride * bytes_of(kind);
-    const float* const sum = sums + i * stride;
+    const float* const sum = sum_of(i);
     columns.each([&](int64_t v, auto part) {
       const Vec g = load(sum + v * kLanes);
       Vec direction = g, by = broadcast(scales[i]);
@@ -804,9 +871,7 @@ void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t
     return part.first_row + static_cast<int64_t>(sums.numbers[i]);
   };
   const auto copy = [&](int64_t i, float* to) {
-    columns.each([&](int64_t v, auto) {
-      store(to + v * kLanes, load(sums.rows + i * sums.stride + v * kLanes));
-    });
+    columns.each([&](int64_t v, auto) { store(to + v * kLanes, load(sums.row(i) + v * kLanes)); });
   };
   int64_t begin = 0, end = count;
   if (part.open_head) copy(begin++, part.head);
@@ -816,7 +881,7 @@ void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t
     int64_t fill_from = part.fill_from;
     for (int64_t i = begin; i < end; ++i) {
       fill_zero(columns, r, fill_from, row(i));
-      const float* const sum = sums.rows + i * sums.stride;
+      const float* const sum = sums.row(i);
       write_gradient(columns, r, row(i), [&](int64_t v) { return load(sum + v * kLanes); });
       fill_from = row(i) + 1;
     }
@@ -829,7 +894,7 @@ void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t
   } else if (r.finish == Finish::compact) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t to = part.position + i - begin;
-      const float* const sum = sums.rows + i * sums.stride;
+      const float* const sum = sums.row(i);
       r.rows[to] = row(i);
       write_gradient(columns, r, to, [&](int64_t v) { return load(sum + v * kLanes); });
     }
@@ -840,35 +905,60 @@ void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t
       for (int64_t k = i + kRowsAhead; k < i + kRowsAhead + kLanes && k < end; ++k)
         prefetch_update<NV>(r, row(k));
       update_rows(
-          columns, r, rows, [&](int k) { return row(i + k); }, sums.rows + i * sums.stride,
-          sums.stride);
+          columns, r, rows, [&](int k) { return row(i + k); },
+          [&](int k) { return sums.row(i + k); });
     }
   }
 }
 
+// A whole bucket of a dense gradient, from its table.
+template <int NV>
+void write_table(const Reduction& r, const Part& part, const Sums& sums) {
+  const Columns<NV> columns(r.lookup.width);
+  for (int64_t row = part.fill_from; row < part.fill_to; ++row) {
+    const uint32_t found = sums.table[row - part.first_row];
+    const float* const sum =
+        sums.rows + static_cast<int64_t>(found >> kFirstLevelBits) * sums.stride;
+    write_gradient(columns, r, row, [&](int64_t v) { return load(sum + v * kLanes); });
+  }
+}
+
+template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+void reduce_part(const Reduction& r, const Part& part, const Sums& sums) {
+  if (part.table_rows == 0) {
+    finish_part<NV>(r, part, sums,
+                    sum_rows<kWeighted ? 0 : NV, kMembers, kPerMember, kWeighted>(r, part, sums));
+    return;
+  }
+  sum_by_table<kWeighted ? 0 : NV, kMembers, kPerMember, kWeighted>(r, part, sums);
+  if (r.finish == Finish::dense)
+    write_table<NV>(r, part, sums);
+  else
+    finish_part<NV>(r, part, sums, list_table(part, sums));
+}
+
 template <int NV, int kMembers, bool kPerMember>
-int64_t sum_rows_with(const Reduction& r, const Part& part, const Sums& sums) {
+void reduce_with(const Reduction& r, const Part& part, const Sums& sums) {
   if (r.lookup.codeword_weights != nullptr)
-    return sum_rows<0, kMembers, kPerMember, true>(r, part, sums);
-  return sum_rows<NV, kMembers, kPerMember, false>(r, part, sums);
+    reduce_part<NV, kMembers, kPerMember, true>(r, part, sums);
+  else
+    reduce_part<NV, kMembers, kPerMember, false>(r, part, sums);
 }
 
 template <int NV>
 void reduce(const Reduction& r, const Part& part, float* scratch) {
   const Sums sums(r.lookup, scratch);
   const int64_t members = r.lookup.members();
-  int64_t rows = 0;
   if (members == 1)
-    rows = sum_rows_with<NV, 1, false>(r, part, sums);
+    reduce_with<NV, 1, false>(r, part, sums);
   else if (members == 2 && r.lookup.per_member)
-    rows = sum_rows_with<NV, 2, true>(r, part, sums);
+    reduce_with<NV, 2, true>(r, part, sums);
   else if (members == 2)
-    rows = sum_rows_with<NV, 2, false>(r, part, sums);
+    reduce_with<NV, 2, false>(r, part, sums);
   else if (r.lookup.per_member)
-    rows = sum_rows_with<NV, 3, true>(r, part, sums);
+    reduce_with<NV, 3, true>(r, part, sums);
   else
-    rows = sum_rows_with<NV, 3, false>(r, part, sums);
-  finish_part<NV>(r, part, sums, rows);
+    reduce_with<NV, 3, false>(r, part, sums);
 }
 
 // Streamed stores become visible to other threads.
@@ -927,7 +1017,7 @@ void multi_hash_reduce(const Reduction& reduction, const Part& part, void* scrat
 void multi_hash_finish_row(const Reduction& r, int64_t row, int64_t position, const float* sum) {
   const Columns<0> columns(r.lookup.width);
   if (r.finish == Finish::adagrad || r.finish == Finish::adam) {
-    update_rows(columns, r, 1, [&](int) { return row; }, sum, 0);
+    update_rows(columns, r, 1, [&](int) { return row; }, [&](int) { return sum; });
     return;
   }
   if (r.finish == Finish::compact) r.rows[position] = row;

@@ -106,7 +106,7 @@ struct Element {
 struct Reduction {
   Lookup lookup;
   const float* grad = nullptr;        // [B, slots, m * width], contiguous
-  const Element* elements = nullptr;  // [elements]
+  const Element* elements = nullptr;  // [2^element_bits]
   int element_bits = 0;               // an entry is sample << element_bits | element
   Finish finish = Finish::dense;
   void* out = nullptr;
@@ -118,11 +118,22 @@ struct Reduction {
 };
 
 constexpr int64_t kMostPartEntries = 4096;
+constexpr int64_t kEntriesAhead = 16;  // fetched, also behind the last one
 
-// A part of the sorted entries, within one bucket of rows [first_row, first_row + 2^bits).
+// The sum of a row is kept in two levels, so that rounding errors of hot rows stay close to those
+// of a pairwise sum: this many entries in the first.
+constexpr int kFirstLevelBits = 5;
+constexpr int64_t kFirstLevel = int64_t{1} << kFirstLevelBits;
+
+constexpr int64_t kMostTableRows = 1 << 12;
+
+// A part of the entries, within one bucket of rows [first_row, first_row + 2^bits).
 struct Part {
   const uint64_t* entries = nullptr;  // (row - first_row) << 32 | entry
   int64_t count = 0;
+  // Not 0: the part is a whole bucket of so many rows, its entries in the order of the samples.
+  // Else they are sorted by row.
+  int64_t table_rows = 0;
   int64_t first_row = 0;
   int64_t fill_from = 0, fill_to = 0;  // dense: rows of this part's own, zero where not in entries
   int64_t position = 0;                // compact: where its first row goes
@@ -133,9 +144,12 @@ struct Part {
   float* tail = nullptr;
 };
 
+// Sums of the rows of a part: each has at most one that is not full. And zero.
+constexpr int64_t kMostSums = kMostPartEntries + kMostPartEntries / kFirstLevel + 1;
 inline int64_t reduce_scratch(const Lookup& l) {
-  // The sums of all rows of a part, two more rows, and the rows' numbers.
-  return 4 * ((kMostPartEntries + 2) * round_up_floats(l.width) + kMostPartEntries + kFloats);
+  // Those sums, two more rows, the rows' numbers and where their sums are, and the table.
+  return 4 * ((kMostSums + 2) * round_up_floats(l.width) + 2 * (kMostPartEntries + kFloats) +
+              kMostTableRows);
 }
 
 }  // namespace multi_hash_lookup

@@ -1,10 +1,12 @@
-// The entries of a codebook's gradient, sorted by row: a stable partition into buckets of rows,
-// then a sort within each bucket. The order depends on the data alone, not on the threads.
+// The entries of a codebook's gradient, by row: a stable partition into buckets of rows, and a sort
+// within those buckets that are too large or too empty to be summed by a table of their rows. The
+// order depends on the data alone, not on the threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "problem.h"
@@ -86,8 +88,9 @@ class SortedEntries {
     }
     bucket_start_.back() = place;
 
-    first_ = uninitialized<uint64_t>(total);
-    second_ = uninitialized<uint64_t>(bits_ > 0 ? total : 0);
+    first_ = uninitialized<uint64_t>(total + kEntriesAhead);
+    second_ = uninitialized<uint64_t>(bits_ > 0 ? total + kEntriesAhead : 0);
+    std::fill(first_.get() + total, first_.get() + total + kEntriesAhead, uint64_t{0});
     const uint64_t mask = (uint64_t{1} << bits_) - 1;
     parallel(chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -116,6 +119,12 @@ class SortedEntries {
   }
   // Rows that begin in a part.
   static int64_t count_rows(const Part& part) {
+    if (part.table_rows != 0) {
+      unsigned char used[kMostTableRows];
+      std::fill(used, used + part.table_rows, 0);
+      for (int64_t i = 0; i < part.count; ++i) used[low(part.entries[i])] = 1;
+      return std::accumulate(used, used + part.table_rows, int64_t{0});
+    }
     int64_t rows = part.count > 0 && !part.open_head ? 1 : 0;
     for (int64_t i = 1; i < part.count; ++i)
       rows += low(part.entries[i]) != low(part.entries[i - 1]) ? 1 : 0;
@@ -131,11 +140,19 @@ class SortedEntries {
     buckets_ = ((num_rows_ - 1) >> bits_) + 1;
   }
 
+  // Whether a bucket is summed in the order of the samples. What its entries need of the output's
+  // gradient is then read in the order of the memory, and nothing has to be sorted.
+  bool takes_table(int64_t count) const {
+    const int64_t rows = int64_t{1} << bits_;
+    return bits_ > 0 && rows <= kMostTableRows && count > kFewEntries && count * 8 >= rows &&
+           count <= kMostPartEntries;
+  }
+
   const uint64_t* sort_bucket(int64_t bucket) {
     const int64_t start = bucket_start_[static_cast<size_t>(bucket)];
     const int64_t count = bucket_start_[static_cast<size_t>(bucket) + 1] - start;
     uint64_t* from = first_.get() + start;
-    if (bits_ == 0 || count < 2) return from;
+    if (bits_ == 0 || count < 2 || takes_table(count)) return from;
     // Entries ascend within every chunk's lanes only; all differ, so that any sort of the whole
     // numbers gives one order.
     if (count <= kFewEntries) {
@@ -178,6 +195,7 @@ class SortedEntries {
         Part part;
         part.entries = entries + begin;
         part.count = end - begin;
+        if (takes_table(count)) part.table_rows = int64_t{1} << bits_;
         part.first_row = first_row;
         const auto row_after = [&](int64_t i) {
           return first_row + static_cast<int64_t>(low(entries[i])) + 1;

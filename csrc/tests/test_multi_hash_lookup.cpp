@@ -128,12 +128,13 @@ TEST(hashed_blocks_equal_single_samples) {
       }
 }
 
-TEST(entries_are_sorted_and_complete) {
+TEST(entries_are_in_order_and_complete) {
   struct Shape {
     int64_t batch, vocabulary, book;
     uint64_t n;
   };
-  // One row; fewer rows than buckets; sorted by one digit, by two; private books; hot rows.
+  // One row; fewer rows than buckets; tables; sorted by one digit, by two; private books; hot rows.
+  int64_t with_table = 0, with_rows_sorted = 0;
   for (const Shape& shape :
        {Shape{900, 3, 0, 1}, Shape{900, 50, 0, 70}, Shape{700, 1000, 0, 100000},
         Shape{300, 1000, 0, 0xfffffff0}, Shape{300, 1000, 1, 50000}, Shape{2000, 0, 0, 100000},
@@ -157,15 +158,23 @@ TEST(entries_are_sorted_and_complete) {
       CHECK(part.count <= kMostPartEntries);
       CHECK(part.fill_from == filled);
       CHECK(part.open_head == was_open);
+      CHECK(part.table_rows == 0 || (!part.open_head && !part.open_tail));
+      ++(part.table_rows != 0 ? with_table : with_rows_sorted);
+      int64_t block_before = 0;
       for (int64_t i = 0; i < part.count; ++i) {
         const int64_t row = part.first_row + static_cast<int64_t>(part.entries[i] >> 32);
-        CHECK(row >= before);
-        CHECK(i > 0 || (row == before) == part.open_head);
         CHECK(row < part.fill_to);
-        before = row;
+        CHECK(part.table_rows == 0 || row < part.first_row + part.table_rows);
+        if (part.table_rows == 0) {
+          CHECK(row >= before);
+          CHECK(i > 0 || (row == before) == part.open_head);
+          before = row;
+        }
         const uint64_t entry = part.entries[i] & 0xffffffff;
         const int64_t element = static_cast<int64_t>(entry & element_mask);
         const int64_t sample = static_cast<int64_t>(entry >> sorted.element_bits());
+        CHECK(part.table_rows == 0 || sample / kBlock >= block_before);
+        block_before = sample / kBlock;
         ++seen[static_cast<size_t>(sample * h.elements() + element)];
         const uint32_t index =
             e.block(sample / kBlock)[static_cast<size_t>(element * kBlock + sample % kBlock)];
@@ -173,7 +182,9 @@ TEST(entries_are_sorted_and_complete) {
         CHECK(row == book * static_cast<int64_t>(shape.n) + index);
         if (shape.batch > 300) i += 90;  // hashing a block for every entry takes its time
       }
-      if (part.count > 0)
+      if (part.table_rows != 0)
+        before = part.fill_to - 1;
+      else if (part.count > 0)
         before = part.first_row + static_cast<int64_t>(part.entries[part.count - 1] >> 32);
       was_open = part.open_tail;
       filled = part.fill_to;
@@ -183,6 +194,7 @@ TEST(entries_are_sorted_and_complete) {
     if (shape.batch <= 300)
       CHECK(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }));
   }
+  CHECK(with_table > 0 && with_rows_sorted > 0);
 }
 
 TEST(wrong_crosses_are_refused) {

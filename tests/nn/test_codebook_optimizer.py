@@ -94,9 +94,10 @@ def test_rowwise_formulas(adam: bool, options: dict[str, Any]) -> None:
     torch.testing.assert_close(one.codebook.detach(), codebook, rtol=1e-4, atol=1e-5)
 
 
-def test_hot_rows_are_updated_once() -> None:
-    """Rows with more entries than one part of the sorted list holds."""
-    one, two = (module_of(num_codewords=2, shrinking="sum") for _ in range(2))
+@pytest.mark.parametrize("num_codewords", [2, 3000])
+def test_hot_rows_are_updated_once(num_codewords: int) -> None:
+    """Rows with more entries than one part of the sorted list holds; rows summed by a table."""
+    one, two = (module_of(num_codewords=num_codewords, shrinking="sum") for _ in range(2))
     ids, embeddings = torch.randint(0, 9, (700, NUM_FIELDS)), torch.randn(700, NUM_FIELDS, 3)
     fused, plain = FusedAdagrad(one, rowwise=False), torch.optim.Adagrad([two.codebook], 0.01)
     for module, optimizer in ((one, fused), (two, plain)):

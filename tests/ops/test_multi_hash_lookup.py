@@ -209,6 +209,21 @@ def test_hot_rows(num_codewords: int, vocabulary: int) -> None:
     check_tolerance(case)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pair_weights": "shared"},
+        {"pair_weights": "member", "width": 10},
+        {"order": 3, "codeword_weights": True, "private": True, "pair_weights": "member"},
+        {"pool": False, "dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_rows_summed_by_a_table(options: dict[str, Any], isa: str) -> None:
+    """Hundreds of entries in every bucket of rows."""
+    check_tolerance(make(700, 7, 5000, vocabulary=40, **options))
+
+
 def test_sorted_by_more_than_one_digit() -> None:
     case = make(600, 7, 2**24 + 3, 1, private=True, vocabulary=400)
     with torch.no_grad():
