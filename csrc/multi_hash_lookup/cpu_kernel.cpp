@@ -193,14 +193,15 @@ MTLFAST_INLINE int64_t bytes_of(Kind kind) {
 constexpr int64_t kLine = 64;
 
 // Fetches a row: of NV vectors, or of any number of bytes.
-template <int NV>
+template <int NV, bool kFar = false>
 MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
+  constexpr int kLevel = kFar ? 2 : 3;
   const char* const p = static_cast<const char*>(row);
   if constexpr (NV > 0) {
     for (int64_t i = 0; i < NV * kLanes * 4; i += kLine)
-      if (i < bytes) __builtin_prefetch(p + i);
+      if (i < bytes) __builtin_prefetch(p + i, 0, kLevel);
   } else {
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i);
+    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i, 0, kLevel);
   }
 }
 
@@ -654,6 +655,24 @@ struct Terms {
   }
 };
 
+// Fetches what an update of a row needs, into the near cache or (kFar) the one behind it.
+template <int NV, bool kFar = false>
+MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
+  const int64_t width = r.lookup.width, size = bytes_of(r.out_kind);
+  const Step& step = r.step;
+  prefetch_row<NV, kFar>(static_cast<const char*>(r.out) + row * r.out_stride * size, width * size);
+  const bool adam = r.finish == Finish::adam;
+  if (adam || !step.per_row)
+    prefetch_row<NV, kFar>(step.first + row * width, width * 4);
+  else
+    __builtin_prefetch(step.first + row);
+  if (!adam) return;
+  if (step.per_row)
+    __builtin_prefetch(step.second + row);
+  else
+    prefetch_row<NV, kFar>(step.second + row * width, width * 4);
+}
+
 // Sums the entries of every row of a part with a table; leaves the places of the sums there.
 template <int NV, int kMembers, bool kPerMember, bool kWeighted>
 void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
@@ -671,9 +690,13 @@ void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
   uint32_t next = kFirstLevel;
   std::memset(table, 0, sizeof(uint32_t) * static_cast<size_t>(part.table_rows));
   columns.each([&](int64_t v, auto) { store(rows + v * kLanes, zero()); });
+  const bool updates = r.finish == Finish::adagrad || r.finish == Finish::adam;
   // Whether a row is new is no branch, since nobody could predict it.
   for (int64_t i = 0; i < count; ++i) {
-    uint32_t& of_row = table[entries[i] >> 32];
+    const auto row = static_cast<int64_t>(entries[i] >> 32);
+    // The memory has nothing else to do.
+    if (updates) prefetch_update<NV, true>(r, part.first_row + row);
+    uint32_t& of_row = table[row];
     const uint32_t before = of_row;
     const uint32_t is_new = -static_cast<uint32_t>(before == 0);
     uint32_t found = before | (next & is_new);
@@ -786,24 +809,6 @@ MTLFAST_INLINE void fill_zero(const Columns<NV>& columns, const Reduction& r, in
 // ---- updates in place ----
 
 constexpr int64_t kRowsAhead = 16;
-
-// Fetches what an update of a row needs.
-template <int NV>
-MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
-  const int64_t width = r.lookup.width, size = bytes_of(r.out_kind);
-  const Step& step = r.step;
-  prefetch_row<NV>(static_cast<const char*>(r.out) + row * r.out_stride * size, width * size);
-  const bool adam = r.finish == Finish::adam;
-  if (adam || !step.per_row)
-    prefetch_row<NV>(step.first + row * width, width * 4);
-  else
-    __builtin_prefetch(step.first + row);
-  if (!adam) return;
-  if (step.per_row)
-    __builtin_prefetch(step.second + row);
-  else
-    prefetch_row<NV>(step.second + row * width, width * 4);
-}
 
 // Updates up to kLanes rows; `row(i)` is the number of the i-th one, `sum_of(i)` its gradient.
 // Roots and quotients that belong to whole rows are computed for all at once.
