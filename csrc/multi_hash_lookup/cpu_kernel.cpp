@@ -328,7 +328,7 @@ struct Rows {
     turn = crosses - ahead;
   }
   MTLFAST_INLINE const char* operator()(int64_t p) const {
-    prefetch_row<NV>((p < turn ? book : book_after) + indices[p + ahead] * stride, bytes);
+    prefetch_row<NV, true>((p < turn ? book : book_after) + indices[p + ahead] * stride, bytes);
     return book + indices[p] * stride;
   }
   static constexpr int64_t kFewestAhead = 8;
