@@ -621,7 +621,8 @@ struct Terms {
     const Element& element = elements[entry & mask];
     const int64_t sample = entry >> element_bits;
     const float* const of_sample = grad + sample * sample_stride;
-    for (int k = 0; k < kMembers; ++k) prefetch_row<NV>(of_sample + element.place[k], width * 4);
+    for (int k = 0; k < kMembers; ++k)
+      prefetch_row<NV, true>(of_sample + element.place[k], width * 4);
     __builtin_prefetch(pair_weights + sample * pair_stride + element.cross * kWeightsEach);
   }
 

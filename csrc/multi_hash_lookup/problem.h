@@ -118,7 +118,7 @@ struct Reduction {
 };
 
 constexpr int64_t kMostPartEntries = 4096;
-constexpr int64_t kEntriesAhead = 16;  // fetched, also behind the last one
+constexpr int64_t kEntriesAhead = 32;  // fetched, also behind the last one
 
 // The sum of a row is kept in two levels, so that rounding errors of hot rows stay close to those
 // of a pairwise sum: this many entries in the first.
