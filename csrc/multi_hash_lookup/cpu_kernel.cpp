@@ -359,6 +359,7 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Wa
   std::memset(out, 0, sizeof(float) * static_cast<size_t>(h.num_fields * total));
   const float* weights = l.pair_weights + sample * l.pair_stride;
   const float* factors = kWeighted ? l.codeword_weights + sample * h.num_crosses * total : nullptr;
+  const int32_t *const begin = h.begin, *const last_place = l.last_place;
   for (int64_t s = 0; s < h.num_hashes; ++s) {
     const Rows<NV, kKind> rows(l, indices, s);
     float* const base = out + s * l.width;
@@ -366,9 +367,10 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Wa
       Buffer<NV> sum(scratch), second(scratch + buffer);
       clear(columns, sum);
       if (kPerMember) clear(columns, second);
-      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+      const int32_t end = begin[g + 1];
+      for (int32_t p = begin[g]; p < end; ++p) {
         const char* const row = rows(p);
-        float* const of_last = base + l.last_place[p];
+        float* const of_last = base + last_place[p];
         const float* const factor = kWeighted ? factors + p * total + s * l.width : nullptr;
         const float* const weight = weights + (kPerMember ? p * order : p);
         const Vec first_weight = broadcast(weight[0]);
@@ -391,7 +393,7 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Wa
       const int32_t* const prefix = h.prefix + g * (order - 1);
       add_to(columns, base + prefix[0] * total, sum);
       if (order == 3) add_to(columns, base + prefix[1] * total, kPerMember ? second : sum);
-      all.used(h.begin[g + 1] - h.begin[g]);
+      all.used(end - begin[g]);
     }
   }
 }
@@ -479,17 +481,22 @@ int fixed_vectors(int64_t width, bool contiguous = true) {
 
 // With x the codeword times its factor and t the gradient of what the cross was added to:
 //   d pair_weights = x . t,  d codeword_weights = weight * codeword * t
-// `sums` holds a vector for every weight of the sample, all zero between calls.
-template <int NV, Kind kKind, bool kPerMember>
+// `sums` holds a vector for every weight of the sample, all zero between calls. kPlain: two fields
+// to a cross, pooled, no weights of codewords.
+template <int NV, Kind kKind, bool kPerMember, bool kPlain>
 void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all,
                              const float* grad, float* d_pair, float* d_codeword, float* sums) {
   const Hashing& h = l.hashing;
   const Columns<NV> columns(l.width);
-  const int64_t total = l.columns(), order = h.order, members = l.members();
+  const int64_t total = l.columns(), order = kPlain ? 2 : h.order;
+  const int64_t members = kPlain ? 2 : l.members();
+  const bool pool = kPlain || l.pool;
+  const int32_t *const begin = h.begin, *const last_place = l.last_place;
   const int64_t count = kPerMember ? order : 1;  // weights per cross
   grad += sample * l.slots() * total;
   const float* weights = l.pair_weights + sample * l.pair_stride;
-  const float* factors = l.codeword_weights;
+  const float* factors = kPlain ? nullptr : l.codeword_weights;
+  if (kPlain) d_codeword = nullptr;
   if (factors != nullptr) factors += sample * h.num_crosses * total;
   if (d_codeword != nullptr) d_codeword += sample * h.num_crosses * total;
 
@@ -499,9 +506,10 @@ void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* in
     for (int64_t g = 0; g < h.num_groups; ++g) {
       const int32_t* const prefix = h.prefix + g * (order - 1);
       const float* t[3] = {base + prefix[0] * total, base + prefix[order - 2] * total, base};
-      for (int32_t p = h.begin[g]; p < h.begin[g + 1]; ++p) {
+      const int32_t end = begin[g + 1];
+      for (int32_t p = begin[g]; p < end; ++p) {
         const char* const row = rows(p);
-        t[members - 1] = l.pool ? base + l.last_place[p] : base + p * total;
+        t[members - 1] = pool ? base + last_place[p] : base + p * total;
         const int64_t start = p * total + s * l.width;
         const float* const weight = weights + p * count;
         float* const sum = sums + p * count * kLanes;
@@ -528,7 +536,7 @@ void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* in
           store(own, load(own) + dot[k]);
         }
       }
-      all.used(h.begin[g + 1] - h.begin[g]);
+      all.used(end - begin[g]);
     }
   }
   const int64_t num_sums = h.num_crosses * count;
@@ -556,8 +564,10 @@ void weight_gradients(const Lookup& l, const float* grad, int64_t begin, int64_t
   std::memset(sums, 0, sizeof(float) * static_cast<size_t>(num_sums * kLanes));
   char* const rest = scratch + num_sums * kLanes * 4;
   each_sample(l, begin, end, rest, [&](int64_t sample, const uint32_t* indices, Walk& all) {
-    const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true>
-                                     : weight_gradients_sample<NV, kKind, false>;
+    const bool plain = l.members() == 2 && l.codeword_weights == nullptr && d_codeword == nullptr;
+    const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true, false>
+                        : plain      ? weight_gradients_sample<NV, kKind, false, true>
+                                     : weight_gradients_sample<NV, kKind, false, false>;
     kernel(l, sample, indices, all, grad, d_pair, d_codeword, sums);
   });
 }
