@@ -315,9 +315,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const int64_t wanted = kItemsPerThread * torch::stable::get_num_threads();
   int64_t parts = 1;
   if (!save && chunks * p.behaviors < wanted)
-    parts = std::max<int64_t>(
-        1, std::min((wanted + chunks * p.behaviors - 1) / (chunks * p.behaviors),
-                    p.candidates / kCandidatesPerPart));
+    parts =
+        std::max<int64_t>(1, std::min((wanted + chunks * p.behaviors - 1) / (chunks * p.behaviors),
+                                      p.candidates / kCandidatesPerPart));
   const int64_t part = (p.candidates + parts - 1) / parts;
   for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p),
                 [&](int64_t item, float* scratch) {
