@@ -41,7 +41,7 @@ def _raise_at_trace_time(text: str) -> NoReturn:
 
 # Dynamo calls such a function while tracing instead of tracing into it. This is what
 # torch.compiler.assume_constant_result sets; that decorator imports all of Dynamo.
-_raise_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_raise_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]  # an attribute that dynamo looks for
 
 
 def refuse(text: str) -> NoReturn:
@@ -55,7 +55,7 @@ def _refuse_at_trace_time(text: str) -> NoReturn:
     raise TraceTimeRefusal(text)
 
 
-_refuse_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_refuse_at_trace_time._dynamo_marked_constant = True  # type: ignore[attr-defined]  # an attribute that dynamo looks for
 
 
 def number(value: int | float | torch.SymInt | torch.SymFloat) -> int | float:

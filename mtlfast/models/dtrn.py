@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlfast._config import from_mapping, to_mapping
 from mtlfast.errors import bad
 from mtlfast.heads import HeadConfig, MMoEConfig
 from mtlfast.jagged import JaggedSequences
-from mtlfast.models.loss import task_losses
+from mtlfast.models.history_model import HistoryModel
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import (
-    FeatureEmbedding,
     InjectedTransformer,
     SeparateTransformers,
     TaskSpecificInterest,
@@ -132,7 +131,7 @@ class DTRNOutput(NamedTuple):
     """``[B, T, W]``, what the towers read."""
 
 
-class DTRN(nn.Module):
+class DTRN(HistoryModel):
     """Task-specific interests, task-specific refinement and a multi-task head (CIKM 2023).
 
     Submodules: ``embedding``, ``positions`` (or None), ``tim``, ``trm`` (or None), ``head``.
@@ -151,53 +150,32 @@ class DTRN(nn.Module):
         *,
         backend: str | InterestFunction | None = None,
     ) -> None:
-        super().__init__()
         config = DTRNConfig() if config is None else config
-        num_tasks, num_behaviors = len(spec.task_parents), len(spec.max_lengths)
-        if spec.item_field is None or not num_behaviors:
-            raise bad("spec", "data with an item field and at least one behavior", "data without")
-        if spec.multi_valued:
-            raise bad("spec", "fields with one id per row", "multi-valued ones")
-        if config.task_weights is not None and len(config.task_weights) != num_tasks:
-            raise bad("task_weights", f"{num_tasks} weights", len(config.task_weights))
+        super().__init__(spec, config)
         d = config.embed_dim
         self.config = config
-        self.num_tasks = num_tasks
-        self.num_behaviors = num_behaviors
-        self.embedding = FeatureEmbedding(
-            spec.vocab_sizes,
-            d,
-            item_field=spec.item_field,
-            num_behaviors=num_behaviors,
-            share_item_table=config.share_item_table,
-            sparse_grad=config.sparse_grad,
-            init_std=config.init_std,
-        )
         self.positions = (
             None
             if config.pos_encoding == "none"
             else JaggedPositionEncoding(
-                config.pos_encoding, num_behaviors, max(spec.max_lengths), d
+                config.pos_encoding, self.num_behaviors, max(spec.max_lengths), d
             )
         )
         self.tim = _interest_module(
-            config, num_tasks, num_behaviors, config.backend if backend is None else backend
+            config,
+            self.num_tasks,
+            self.num_behaviors,
+            config.backend if backend is None else backend,
         )
         sparse_dim = len(spec.vocab_sizes) * d
         self.trm = (
             TaskSpecificRefinement(
-                num_tasks, sparse_dim, self.tim.output_dim, hidden_dim=config.refinement_dim
+                self.num_tasks, sparse_dim, self.tim.output_dim, hidden_dim=config.refinement_dim
             )
             if config.refinement
             else None
         )
-        head = config.head.on_fields(d, spec.vocab_sizes, spec.item_field)
-        self.head = head.build(sparse_dim + self.tim.output_dim, num_tasks, spec.task_parents)
-        if config.prior_bias and len(spec.positive_rates):
-            self.head.set_prior(spec.positive_rates)
-        weights = None if config.task_weights is None else torch.tensor(config.task_weights)
-        self.register_buffer("task_weights", weights, persistent=False)
-        self.task_weights: Tensor | None
+        self.build_head(spec, config, sparse_dim + self.tim.output_dim)
 
     @overload
     def forward(
@@ -268,13 +246,6 @@ class DTRN(nn.Module):
             bottom if return_bottom else None,
             task_repr,
         )
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted sum of the tasks' mean binary cross-entropies, plus the head's own term."""
-        losses = task_losses(logits, labels)
-        loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
-        extra = self.head.extra_loss(logits, labels)
-        return loss if extra is None else loss + extra
 
 
 def _interest_module(

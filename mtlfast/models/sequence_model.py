@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlfast._config import from_mapping, to_mapping
 from mtlfast.errors import bad
 from mtlfast.heads import HeadConfig, MMoEConfig
 from mtlfast.jagged import JaggedSequences
-from mtlfast.models.loss import task_losses
+from mtlfast.models.history_model import HistoryModel
 from mtlfast.models.spec import DataSpec
-from mtlfast.nn import FeatureEmbedding, InterestFunction
+from mtlfast.nn import InterestFunction
 from mtlfast.sequence import DINConfig, EncoderConfig
 
 
@@ -70,7 +70,7 @@ class SequenceModelConfig:
         return to_mapping(self)
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(HistoryModel):
     """``head(flatten(E) || encoder(sequences, item))``, the rows of DTRN's Table 4 (CIKM 2023).
 
     Submodules: ``embedding``, ``encoder``, ``head``.
@@ -81,8 +81,6 @@ class SequenceModel(nn.Module):
         backend: not read; every model is built in the same way.
     """
 
-    task_weights: Tensor | None
-
     def __init__(
         self,
         spec: DataSpec,
@@ -90,36 +88,12 @@ class SequenceModel(nn.Module):
         *,
         backend: str | InterestFunction | None = None,
     ) -> None:
-        super().__init__()
         config = SequenceModelConfig() if config is None else config
-        num_tasks, num_behaviors = len(spec.task_parents), len(spec.max_lengths)
-        if spec.item_field is None or not num_behaviors:
-            raise bad("spec", "data with an item field and at least one behavior", "data without")
-        if spec.multi_valued:
-            raise bad("spec", "fields with one id per row", "multi-valued ones")
-        if config.task_weights is not None and len(config.task_weights) != num_tasks:
-            raise bad("task_weights", f"{num_tasks} weights", len(config.task_weights))
+        super().__init__(spec, config)
         d = config.embed_dim
         self.config = config
-        self.num_tasks = num_tasks
-        self.num_behaviors = num_behaviors
-        self.embedding = FeatureEmbedding(
-            spec.vocab_sizes,
-            d,
-            item_field=spec.item_field,
-            num_behaviors=num_behaviors,
-            share_item_table=config.share_item_table,
-            sparse_grad=config.sparse_grad,
-            init_std=config.init_std,
-        )
         self.encoder = config.encoder.build(d, spec.max_lengths, getattr(spec, "behaviors", ()))
-        head = config.head.on_fields(d, spec.vocab_sizes, spec.item_field)
-        width = len(spec.vocab_sizes) * d + self.encoder.output_dim
-        self.head = head.build(width, num_tasks, spec.task_parents)
-        if config.prior_bias and len(spec.positive_rates):
-            self.head.set_prior(spec.positive_rates)
-        weights = None if config.task_weights is None else torch.tensor(config.task_weights)
-        self.register_buffer("task_weights", weights, persistent=False)
+        self.build_head(spec, config, len(spec.vocab_sizes) * d + self.encoder.output_dim)
 
     def forward(
         self, sparse: Tensor, sequences: JaggedSequences, user_index: Tensor | None = None
@@ -135,10 +109,3 @@ class SequenceModel(nn.Module):
         interest = self.encoder(tokens, target, user_index=user_index)
         logits: Tensor = self.head(torch.cat((fields.flatten(1), interest), dim=1))
         return logits
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted sum of the tasks' mean binary cross-entropies, plus the head's own term."""
-        losses = task_losses(logits, labels)
-        loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
-        extra = self.head.extra_loss(logits, labels)
-        return loss if extra is None else loss + extra

@@ -81,7 +81,7 @@ def test_presets(folder: Path) -> None:
 def test_multi_valued_fields_keep_all_features(folder: Path, pooling: str) -> None:
     source = AliCCPSource(
         folder, preset="dtn", pooling=pooling, fields=["101", "205", *MULTI_VALUED]
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # pooling comes as str
     spec = source.spec
     assert spec.multi_valued == tuple(range(2, 7))
     everything = [(f, k) for i in range(60) for f, k, _ in common(i % 12) + own(i)]
@@ -229,7 +229,7 @@ def test_processed_tables(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pooling: expected last for aliccp-processed"):
         AliCCPSource(processed, preset="dtn")
     with pytest.raises(ValueError, match="pooling: expected last, sum or weighted, found 'mean'"):
-        AliCCPSource(folder, pooling="mean")  # type: ignore[arg-type]
+        AliCCPSource(folder, pooling="mean")  # type: ignore[arg-type]  # wrong on purpose
     sizes = [
         AliCCPSource(processed, part=part).num_test_samples  # type: ignore[arg-type]
         for part in ("validation", "test", "both")

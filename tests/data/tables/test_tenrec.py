@@ -115,7 +115,7 @@ def test_epochs_are_shuffled_and_repeat(tmp_path: Path, monkeypatch) -> None:
     orders = [order(small, 0, 7), order(small, 1, 7), order(large, 0, 7)]
     for found in orders:
         assert len(found) == count
-        assert sorted(found) == sorted(orders[0])  # type: ignore[type-var]
+        assert sorted(found) == sorted(orders[0])  # type: ignore[type-var]  # tuples of plain numbers
     assert orders[0] != orders[1] != orders[2]
     assert order(small, 0, 50) == orders[0]  # whatever the size of the batches
     again = TenrecSource(path, shuffle_rows=40)
@@ -144,7 +144,7 @@ def test_options(tmp_path: Path) -> None:
         ({"seed": -1}, "seed: expected at least 0"),
     ):
         with pytest.raises(ValueError, match=text):
-            TenrecSource(path, **options)  # type: ignore[arg-type]
+            TenrecSource(path, **options)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_the_click_table_is_preferred_in_a_folder(tmp_path: Path) -> None:
