@@ -10,6 +10,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "PUBLISHED": "published_statistics",
+    "DataStatistics": "data_statistics",
     "Difference": "significance",
     "Divergence": "divergence_table",
     "Feature": "importance",
@@ -17,7 +19,9 @@ _HOMES = {
     "GateWeight": "gates",
     "Importance": "importance",
     "Occurrences": "occurrences",
+    "PublishedStatistics": "published_statistics",
     "count_occurrences": "occurrences",
+    "count_statistics": "data_statistics",
     "divergence": "divergence_table",
     "features_of": "importance",
     "gate_report": "gates",

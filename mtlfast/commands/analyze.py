@@ -11,6 +11,7 @@ from mtlfast.commands.analyses import (
     occurrences,
     relaimp,
     significance,
+    statistics,
     tsne,
 )
 from mtlfast.commands.subcommands import add_commands
@@ -44,9 +45,12 @@ examples:
   how much of what users want they have met before (no model needed)
     mtlfast analyze occurrences --data synthetic:tenrec --max-batches 50
 
+  users, items, positives and lengths of a data set, beside the papers' numbers
+    mtlfast analyze statistics --data tenrec:path/to/folder
+
 `mtlfast analyze ANALYSIS --help` has the details of each.
 """
-ANALYSES = (importance, divergence, gates, tsne, relaimp, significance, occurrences)
+ANALYSES = (importance, divergence, gates, tsne, relaimp, significance, occurrences, statistics)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -258,6 +258,39 @@ def test_occurrences(tmp_path, capsys):
     assert float(by_item[0]["mean_of_all"]) < float(rows[0]["mean_of_all"])
 
 
+def test_occurrences_beside_the_paper(tmp_path, capsys):
+    data = ["--data", "synthetic:ecommerce", "--max-batches", "1", "--batch-size", "256"]
+    assert cli.main(["analyze", "occurrences", *data, "--quiet", "--output", str(tmp_path)]) == 0
+    rows = read_csv(tmp_path / "occurrences.csv")
+    assert [row["published"] for row in rows[-4:]] == ["1.56", "2.0", "2.57", "1.3"]
+    assert f"{float(rows[0]['mean']):.3f} (1.24)" in capsys.readouterr().out
+
+
+def test_statistics(tmp_path, capsys):
+    options = [*DATA, "--batch-size", "256", "--quiet", "--output", str(tmp_path)]
+    assert cli.main(["analyze", "statistics", *options]) == 0
+    rows = {(row["quantity"], row["name"]): row for row in read_csv(tmp_path / "statistics.csv")}
+    samples = rows["samples", ""]
+    assert [samples[part] for part in ("train", "test", "all")] == ["512", "640", "1152"]
+    assert (samples["published_train"], samples["published_all"]) == ("", "117551246")
+    users = rows["users", "user_id"]
+    assert max(int(users["train"]), int(users["test"])) < int(users["all"]) <= 300
+    assert users["published_all"] == "993554"
+    assert int(rows["positives", "click"]["all"]) == sum(
+        int(rows["positives", "click"][part]) for part in ("train", "test")
+    )
+    assert rows["mean_length", "total"]["published_all"].startswith("22.62")
+    assert rows["distinct_ids", "gender"]["all"] == "3"
+    assert is_png(tmp_path / "statistics.png")
+    printed = capsys.readouterr().out
+    assert "published: DTRN (CIKM 2023), Table 3" in printed
+    assert f"{float(rows['mean_length', 'click']['all']):.2f}" in printed
+    options += ["--part", "test", "--max-batches", "1"]
+    assert cli.main(["analyze", "statistics", *options]) == 0
+    rows = {(row["quantity"], row["name"]): row for row in read_csv(tmp_path / "statistics.csv")}
+    assert (rows["samples", ""]["train"], rows["samples", ""]["test"]) == ("", "256")
+
+
 def test_a_model_without_gates(runs, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     model = ["--model", "mtl", "--model-options", "embed_dim=4", "head.name=share_bottom"]
@@ -273,6 +306,8 @@ MISTAKES = [
     (["significance", "{dtn}", "--base", "absent"], "absent: no such checkpoint or run folder"),
     (["occurrences", "--key", "hour"], "--key: expected one of item, user_id, item_id, video"),
     (["occurrences", "--max-batches", "0"], "--max-batches: expected at least 1"),
+    (["statistics", "--max-batches", "0"], "--max-batches: expected at least 1"),
+    (["statistics", "--data", "tenrec"], "data source: expected tenrec:PATH"),
     (["importnace"], "did you mean importance?"),
     (["importance", "absent"], "absent: no such checkpoint or run folder"),
     (["importance", "{dtn}", "--features", "agee"], "features: expected some of user_id, item_id"),

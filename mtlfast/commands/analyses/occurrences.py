@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,9 @@ HELP = "how often the target occurs in each sequence, per task"
 DESCRIPTION = """\
 Mean number of events of each behavior sequence that are about the target, over the
 positive samples of each task (DTRN, Table 1). About the target are events with the same
-item, or with an item of the same category or whichever field of the item --key names. No
-model is needed.
+item, or with an item of the same category or whichever field of the item --key names. For
+data with the paper's sequences its own numbers, by category, stand in brackets. No model is
+needed.
 
 Writes occurrences.csv and occurrences.png.
 """
@@ -36,9 +37,11 @@ examples:
   by item, on the test part
     mtlfast analyze occurrences --data deskdrop:path/to/folder --key item --part test
 """
-COLUMNS = ("sequence", "task", "mean", "positives", "mean_of_all", "samples", "key")
+COLUMNS = ("sequence", "task", "mean", "positives", "mean_of_all", "samples", "key", "published")
 _SETTINGS = ("data", "data_options", "on_error", "batch_size", "prefetch")
 _ITEM = "item"
+
+Published = Mapping[str, Mapping[str, float]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +99,10 @@ def run(options: argparse.Namespace) -> int:
     folder = f"runs/analysis-{data_label(config.data)}"
     output = Path(folder if options.output is None else options.output)
     paths = [output / "occurrences.csv", output / "occurrences.png"]
-    write_csv(paths[0], COLUMNS, _rows(found, key))
+    paper = _published(source.spec, key)
+    write_csv(paths[0], COLUMNS, _rows(found, key, paper))
     write_figure(paths[1], draw_occurrences(found, what=key, title=source.spec.name))
-    print(_format(found))
+    print(_format(found, paper))
     say_written(paths)
     return 0
 
@@ -114,9 +118,20 @@ def _key(asked: str | None, spec: DatasetSpec) -> str:
     return _ITEM if asked == spec.fields[spec.item_field or 0] else asked
 
 
-def _rows(found: Occurrences, key: str) -> list[list[Any]]:
+def _published(spec: DatasetSpec, key: str) -> Published:
+    """The paper's mean per sequence and task, which is by category; empty where it has none."""
+    from mtlfast.analysis import PUBLISHED
+
+    known = PUBLISHED.get(spec.name)
+    return {} if known is None or "category" not in key else known.occurrences
+
+
+def _rows(found: Occurrences, key: str, paper: Published) -> list[list[Any]]:
     return [
-        [behavior, task, mean, positives, overall, found.samples, key]
+        [
+            *(behavior, task, mean, positives, overall, found.samples, key),
+            paper.get(behavior, {}).get(task),
+        ]
         for behavior, means, overall in zip(
             found.behaviors, found.means, found.overall, strict=True
         )
@@ -124,15 +139,26 @@ def _rows(found: Occurrences, key: str) -> list[list[Any]]:
     ]
 
 
-def _format(found: Occurrences) -> str:
+def _format(found: Occurrences, paper: Published) -> str:
+    texts = [
+        [
+            "n/a" if mean is None else format(mean, ".3f") + _brackets(paper, behavior, task)
+            for task, mean in zip(found.tasks, means, strict=True)
+        ]
+        for behavior, means in zip(found.behaviors, found.means, strict=True)
+    ]
     names = max(8, *map(len, found.behaviors))
-    cells = [max(7, len(task)) for task in found.tasks]
+    cells = [
+        max(7, len(task), *(len(row[t]) for row in texts)) for t, task in enumerate(found.tasks)
+    ]
     titles = [f"{task:>{c}}" for task, c in zip(found.tasks, cells, strict=True)]
     lines = [f"{'sequence':<{names}}  {'  '.join(titles)}  {'all':>7}"]
-    for name, means, overall in zip(found.behaviors, found.means, found.overall, strict=True):
-        texts = [
-            f"{'n/a' if mean is None else format(mean, '.3f'):>{c}}"
-            for mean, c in zip(means, cells, strict=True)
-        ]
-        lines.append(f"{name:<{names}}  {'  '.join(texts)}  {overall:>7.3f}")
+    for name, row, overall in zip(found.behaviors, texts, found.overall, strict=True):
+        padded = [f"{text:>{c}}" for text, c in zip(row, cells, strict=True)]
+        lines.append(f"{name:<{names}}  {'  '.join(padded)}  {overall:>7.3f}")
     return "\n".join(lines)
+
+
+def _brackets(paper: Published, behavior: str, task: str) -> str:
+    value = paper.get(behavior, {}).get(task)
+    return "" if value is None else f" ({value:.2f})"
