@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,11 @@ def _bars(
     points = [(group, value) for group, value in enumerate(published) if value is not None]
     if points:
         axes.plot(*zip(*points, strict=True), "D", color="#202020", markersize=5, label="published")
-    if log and any(value > 0 for heights in series.values() for value in heights):
+    shown = [value for heights in series.values() for value in heights if value > 0]
+    if log and shown:
         axes.set_yscale("log")
+        # A whole decade, so that no bar is all but invisible.
+        axes.set_ylim(bottom=10.0 ** math.floor(math.log10(0.999 * min(shown))))
     turned = len(names) > 8
     axes.set_xticks(
         range(len(names)),
