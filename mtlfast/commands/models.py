@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 NAME = "models"
 USAGE = "[MODEL]"
@@ -41,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     entry = entries[options.model]
     print(f"{entry.name}: {entry.description}\n{entry.paper}\n")
     print(_options(entry.config_class))
+    print(_choices(entry.config_class), end="")
     return 0
 
 
@@ -57,6 +59,31 @@ def _options(config_class: type) -> str:
         if meanings.get(name):
             lines.append(f"  {'':<{width}}    {meanings[name]}")
     return "\n".join(lines)
+
+
+def _choices(config_class: type) -> str:
+    """The parts that an option chooses by name, each with its own options and their defaults."""
+    from mtlfast._config import to_mapping
+    from mtlfast.heads import HEAD_CONFIGS
+    from mtlfast.interactions import INTERACTION_CONFIGS
+    from mtlfast.sequence import ENCODER_CONFIGS
+
+    known: dict[str, Mapping[str, type]] = {
+        "encoder": ENCODER_CONFIGS,
+        "interaction": INTERACTION_CONFIGS,
+        "interactions": INTERACTION_CONFIGS,
+        "head": HEAD_CONFIGS,
+    }
+    lines = []
+    for option in to_mapping(config_class()):
+        if option not in known:
+            continue
+        lines.append(f"\nthe names for {option}, each with options of its own:")
+        width = max(map(len, known[option]))
+        for name, part in known[option].items():
+            defaults = " ".join(f"{key}={value}" for key, value in to_mapping(part()).items())
+            lines.append(f"  {name:<{width}}  {defaults}".rstrip())
+    return "".join(line + "\n" for line in lines)
 
 
 def _meanings(config_class: type) -> dict[str, str]:

@@ -109,3 +109,8 @@ class SequenceModel(HistoryModel):
         interest = self.encoder(tokens, target, user_index=user_index)
         logits: Tensor = self.head(torch.cat((fields.flatten(1), interest), dim=1))
         return logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """As of every :class:`HistoryModel`, plus the encoder's own term, such as DIEN's."""
+        loss, extra = super().loss(logits, labels), self.encoder.extra_loss()
+        return loss if extra is None else loss + extra

@@ -44,6 +44,13 @@ class SequenceEncoder(nn.Module, ABC):
             raise bad("sequences", f"{target.shape[0]} users", sequences.num_users)
         return self.encode(sequences, target)
 
+    def extra_loss(self) -> Tensor | None:
+        """What this encoder adds to the loss of the tasks, for the last forward pass.
+
+        None for most, and always in eval mode.
+        """
+        return None
+
     @abstractmethod
     def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:
         """:meth:`forward` with sequences for every candidate."""

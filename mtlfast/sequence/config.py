@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mtlfast._checks import check_dropout, check_units
+from mtlfast._checks import check_dropout, check_units, check_weight
 from mtlfast._config import from_mapping
 from mtlfast.errors import bad
 from mtlfast.sequence.attention import BST, DFN, ATRank
 from mtlfast.sequence.base import SequenceEncoder
-from mtlfast.sequence.dien import DIEN, GRUKind
+from mtlfast.sequence.dien import DIEN, AuxiliaryScore, GRUKind
 from mtlfast.sequence.pooling import DIN, MeanPooling
 
 __all__ = [
@@ -108,16 +108,38 @@ class DINConfig(_OfOneBehavior):
 
 @dataclass(frozen=True)
 class DIENConfig(_OfOneBehavior):
-    """Options of :class:`DIEN`."""
+    """Options of :class:`DIEN`; ``auxiliary_weight`` 0 leaves its auxiliary loss out."""
 
     name: ClassVar[str] = "dien"
     gru: GRUKind = "augru"
+    auxiliary_weight: float = 0.0
+    auxiliary_score: AuxiliaryScore = "inner"
+    negative_behavior: int | None = None
+
+    def __post_init__(self) -> None:
+        check_weight("auxiliary_weight", self.auxiliary_weight)
 
     def build(
         self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
     ) -> SequenceEncoder:
         self._check(max_lengths)
-        return DIEN(embed_dim, behavior=self.behavior, gru=self.gru)
+        negative = self.negative_behavior
+        if negative is not None and (
+            not 0 <= negative < len(max_lengths) or negative == self.behavior
+        ):
+            raise bad(
+                "negative_behavior",
+                f"one in [0, {len(max_lengths)}) other than behavior = {self.behavior}",
+                negative,
+            )
+        return DIEN(
+            embed_dim,
+            behavior=self.behavior,
+            gru=self.gru,
+            auxiliary_weight=self.auxiliary_weight,
+            auxiliary_score=self.auxiliary_score,
+            negative_behavior=negative,
+        )
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,15 @@ def test_missing_packages_are_named(capsys, monkeypatch, tmp_path):
     assert "pip install 'mtlfast[train,bench,analyze]'" in error
 
 
+def test_models_lists_what_an_option_chooses(capsys):
+    assert cli.main(["models", "sequence"]) == 0
+    text = capsys.readouterr().out
+    assert "the names for encoder" in text
+    assert "dien        behavior=0 gru=augru auxiliary_weight=0.0" in text
+    assert "mmoe          num_experts=4" in text
+    assert "the names for interaction" not in text
+
+
 def test_models_and_env(capsys):
     assert cli.main(["models"]) == 0
     assert "dtrn" in capsys.readouterr().out
