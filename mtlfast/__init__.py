@@ -14,6 +14,7 @@ from mtlfast._version import __version__
 from mtlfast.env import env
 
 if TYPE_CHECKING:
+    from mtlfast.fuse import FuseReport, fuse_, register_fusion, unfuse_
     from mtlfast.jagged import JaggedSequences
     from mtlfast.ops import checks, explain
 
@@ -22,13 +23,18 @@ _checkout.find_kernels()
 
 # Name -> the module that defines it.
 _LAZY = {
+    "FuseReport": "mtlfast.fuse",
     "JaggedSequences": "mtlfast.jagged",
     "checks": "mtlfast.ops",
     "explain": "mtlfast.ops",
+    "fuse_": "mtlfast.fuse",
+    "register_fusion": "mtlfast.fuse",
+    "unfuse_": "mtlfast.fuse",
 }
 _SUBMODULES = frozenset(
     {
         "data",
+        "fuse",
         "heads",
         "interactions",
         "jagged",
@@ -42,7 +48,17 @@ _SUBMODULES = frozenset(
     }
 )
 
-__all__ = ["JaggedSequences", "__version__", "checks", "env", "explain"]
+__all__ = [
+    "FuseReport",
+    "JaggedSequences",
+    "__version__",
+    "checks",
+    "env",
+    "explain",
+    "fuse_",
+    "register_fusion",
+    "unfuse_",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,8 @@ LEAVES = BARE | {"_config", "_checks", "_ranking"}
 BLOCKS = {"heads", "sequence", "interactions"}
 BELOW_MODELS = LEAVES | {"ops", "nn"} | BLOCKS
 BELOW_TOP = BELOW_MODELS | {"models", "data"}
-BELOW_CLI = BELOW_TOP | NATIVE | {"reference", "kernels", "training", "analysis", "fuse", "env"}
+FUSING = {"fuse", "fusions"}
+BELOW_CLI = BELOW_TOP | NATIVE | {"reference", "kernels", "training", "analysis", "env"} | FUSING
 EVERYTHING = BELOW_CLI | {"commands", "__init__"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -40,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": BELOW_MODELS,
     "training": BELOW_TOP | {"env", "_version"},
     "analysis": BELOW_TOP,
-    "fuse": BELOW_TOP,
+    "fusions": BELOW_TOP,
+    "fuse": BELOW_TOP | {"fusions"},
     "commands": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": {"cli"},
@@ -49,10 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # What `from mtlfast import name` means where the name is not a submodule.
 PUBLIC_NAMES = {
+    "FuseReport": "fuse",
     "JaggedSequences": "jagged",
     "__version__": "_version",
     "checks": "ops",
     "explain": "ops",
+    "fuse_": "fuse",
+    "register_fusion": "fuse",
+    "unfuse_": "fuse",
 }
 
 
