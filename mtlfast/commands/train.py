@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtlfast.commands.settings import add_settings, given_settings, merge
 from mtlfast.training.config import TrainConfig
@@ -41,6 +41,9 @@ examples:
   stop with Ctrl-C; go on later, bit for bit as if it had never stopped
     mtlfast train --resume runs/dtrn-tenrec-001
 
+  DTN-trim: without the least used module of a trained DTN, then a little further
+    mtlfast train --start-from runs/dtn-census-001 --trim 1 --learning-rate 1e-4
+
   train further than first planned
     mtlfast train --resume runs/dtrn-tenrec-001 --max-steps 500
 
@@ -72,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         given = merge(load_yaml(options.config), given)
     if options.resume is None:
         where = options.config or "settings"
+        if isinstance(given.get("start_from"), str):
+            given = _like(given["start_from"], given)
         config = TrainConfig.from_dict(given, where)
         return _train_new(config, options)
     if options.run_dir is not None:
@@ -82,6 +87,20 @@ def run(options: argparse.Namespace) -> int:
     trainer = resume_training(options.resume, given, quiet=options.quiet)
     print(f"resuming {trainer.run_dir} at step {trainer.step} of {trainer.total_steps}")
     return fit_and_report(trainer)
+
+
+def _like(run: str, given: dict[str, Any]) -> dict[str, Any]:
+    """``given``, and the model and data of ``run`` where they are not."""
+    from mtlfast.training.assemble import stored_settings
+
+    stored = stored_settings(run)
+    if given.get("model", stored["model"]) != stored["model"]:
+        raise ValueError(f"--model: expected {stored['model']} as in {run}, found {given['model']}")
+    names = ["model", "model_options", "on_error"]
+    # Options of one data source mean nothing to another.
+    if given.get("data", stored["data"]) == stored["data"]:
+        names += ["data", "data_options"]
+    return merge({name: stored[name] for name in names}, given)
 
 
 def _train_new(config: TrainConfig, options: argparse.Namespace) -> int:

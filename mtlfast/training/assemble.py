@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ __all__ = [
     "open_checkpoint",
     "resume_training",
     "start_training",
+    "stored_settings",
 ]
+
+_GATE_BATCHES = 20  # which of DTN's modules are used least shows in so many
 
 
 def make_source(config: TrainConfig, *, quiet: bool = False) -> DataSource:
@@ -48,12 +52,49 @@ def make_model(config: TrainConfig, spec: DatasetSpec) -> nn.Module:
 
 
 def start_training(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> Trainer:
-    """A trainer at step 0."""
+    """A trainer at step 0, with fresh weights or those of ``config.start_from``.
+
+    Where modules are trimmed, the trainer's config names them in ``model_options.removed``.
+
+    Raises:
+        CheckpointError: if the weights to start from do not fit model or data.
+        ValueError: naming a wrong setting.
+    """
+    source = make_source(config, quiet=quiet)
+    if config.start_from is None:
+        return _trainer(config, source, run_dir, quiet)
+    file = find_checkpoint(config.start_from)
+    content = load_checkpoint(file)
+    check_spec(content, source.spec, file)
+    model = make_model(config, source.spec)
+    load_weights(model, content, file)
+    if config.trim:
+        model, config = _trimmed(model, config, source)
+    trainer = _trainer(config, source, run_dir, quiet)
+    trainer.model.load_state_dict(model.state_dict())
+    return trainer
+
+
+def _trainer(config: TrainConfig, source: DataSource, run_dir: str | Path, quiet: bool) -> Trainer:
     from lightning_fabric import seed_everything
 
-    source = make_source(config, quiet=quiet)
     seed_everything(config.seed, verbose=False)
     return Trainer(config, source, make_model(config, source.spec), run_dir, quiet=quiet)
+
+
+def _trimmed(
+    model: nn.Module, config: TrainConfig, source: DataSource
+) -> tuple[nn.Module, TrainConfig]:
+    """DTN-trim (arXiv 2408.11611) by the gates of the first training batches."""
+    if not isinstance(model, models.DTN):
+        raise ValueError(f"trim: expected 0 for models other than dtn, found {config.trim}")
+    count = len(model.module_keys)
+    if config.trim >= count:
+        raise ValueError(f"trim: expected fewer than the {count} modules, found {config.trim}")
+    batches = islice(source.train_batches(config.batch_size), _GATE_BATCHES)
+    smaller = models.trim(model, config.trim, batches=batches)
+    options = {**config.model_options, "removed": [list(key) for key in smaller.config.removed]}
+    return smaller, replace(config, model_options=options)
 
 
 def resume_training(
@@ -79,7 +120,7 @@ def resume_training(
             f"{name}: the run in {file} was trained with {was!r}, asked for is {asked!r}; a run "
             "goes on with its own settings: leave this one out, or start a new run"
         )
-    trainer = start_training(config, _run_folder(file), quiet=quiet)
+    trainer = _trainer(config, make_source(config, quiet=quiet), _run_folder(file), quiet)
     trainer.restore(content, file)
     return trainer
 
@@ -181,6 +222,16 @@ def evaluate_checkpoint(
         "mean_auc": mean_auc(metrics),
         "seconds": time.perf_counter() - begun,
     }
+
+
+def stored_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that the run of a checkpoint was trained with, as plain values.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be read.
+    """
+    file = find_checkpoint(path)
+    return _stored_config(load_checkpoint(file), file).to_dict()
 
 
 def _backend(config: TrainConfig) -> str | None:

@@ -69,6 +69,21 @@ class TrainConfig:
             "what to train", "of weights and dropout; data have their own (data_options)"
         ),
     )
+    start_from: str | None = field(
+        default=None,
+        metadata=_about(
+            "what to train",
+            "a run or checkpoint whose weights to start from; model and data are its own unless "
+            "given",
+        ),
+    )
+    trim: int = field(
+        default=0,
+        metadata=_about(
+            "what to train",
+            "with start_from, of DTN: leave out so many of its least used modules (DTN-trim)",
+        ),
+    )
 
     batch_size: int = field(default=2048, metadata=_about("how long", "impressions per step"))
     epochs: int = field(default=1, metadata=_about("how long", "passes over the training data"))
@@ -136,6 +151,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}: expected a positive number, found {value}")
+        if self.trim and self.start_from is None:
+            raise ValueError(f"trim: expected 0 without start_from, found {self.trim}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> TrainConfig:
@@ -149,6 +166,7 @@ class TrainConfig:
 
 _LEAST = {
     "seed": 0,
+    "trim": 0,
     "batch_size": 1,
     "epochs": 1,
     "max_steps": 1,

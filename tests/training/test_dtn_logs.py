@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_budgets_are_equal(folder, name):
     variants = TABLES[name].variants(spec, Choices(embed_dim=4, width=48))
     assert torch.equal(torch.random.get_rng_state(), state)
     found = {v.name: dense_parameters(v.model, spec, v.options) for v in variants}
-    assert len(found) == 10
+    assert len(found) == 11
     assert max(found.values()) == found["DTN"]
     # GDCN grows with the fields alone, but for its output.
     assert min(found.values()) > 0.8 * found["DTN"], found
@@ -37,7 +38,8 @@ def test_budgets_are_equal(folder, name):
         model = models.build(variant.model, spec, dict(variant.options))
         every = sum(p.numel() for p in model.parameters())
         assert every - model.embedding.weight.numel() == found[variant.name]
-    dtn = variants[-1]
+    dtn, trimmed = variants[-2:]
+    assert (trimmed.name, trimmed.trimmed_from, trimmed.options) == ("DTN-trim", "DTN", dtn.options)
     assert dtn.paper(spec.tasks, "conversion") == (0.8207 if "express" in name else 0.6231)
 
 
@@ -59,3 +61,33 @@ def test_a_whole_run(folder, tmp_path, capsys):
     assert "(0.6153)" in capsys.readouterr().out
     assert cli.main([*arguments, "--width", "0"]) == 2
     assert "--width: expected at least 1, found 0" in capsys.readouterr().err
+
+
+def test_dtn_trim_is_made_of_the_trained_dtn(folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = [
+        "reproduce", "dtn-table3-aliccp", "--data", f"aliccp:{folder}", "--data-options",
+        "preset=dtn", "fields=['101', '205', '301']", "--width", "8", "--model-options",
+        "embed_dim=4", "--rows", "DTN-trim", "--batch-size", "16", "--max-steps", "2",
+        "--accelerator", "cpu", "--out", str(out), "--quiet",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    with open(out / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sizes = {row["variant"]: int(row["parameters"]) for row in rows}
+    assert list(sizes) == ["DTN", "DTN-trim"]  # the one needs the other
+    assert sizes["DTN-trim"] < sizes["DTN"]
+    trimmed = json.loads((out / "runs" / "dtn-trim-0" / "results.json").read_text())["config"]
+    assert len(trimmed["model_options"]["removed"]) == trimmed["trim"] == 1
+    assert trimmed["learning_rate"] == pytest.approx(1e-4)
+    assert not list(out.glob("runs/*/checkpoints"))
+
+    stamps = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/results.json")}
+    assert cli.main(arguments) == 0
+    assert stamps == {p: p.stat().st_mtime_ns for p in stamps}  # nothing to do
+    # Without its results it is made again, and so is what it is made of, whose weights are gone.
+    (out / "runs" / "dtn-trim-0" / "results.json").unlink()
+    assert cli.main([*arguments, "--keep-models"]) == 0
+    again = json.loads((out / "runs" / "dtn-trim-0" / "results.json").read_text())
+    assert again["config"]["model_options"] == trimmed["model_options"]
+    assert len(list(out.glob("runs/*/checkpoints"))) == 2

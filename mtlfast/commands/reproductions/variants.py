@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["VariantCommand"]
 
 # Not offered: what the variants decide, and what a finished run has no use for.
-_NOT_OFFERED = {"model", "seed", "keep_checkpoints", "keep_best", "evaluate_every", "tensorboard"}
+_NOT_OFFERED = {
+    "model",
+    "start_from",
+    "trim",
+    "seed",
+    "keep_checkpoints",
+    "keep_best",
+    "evaluate_every",
+    "tensorboard",
+}
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,8 @@ def _chosen(variants: list[Variant], rows: list[str] | None) -> list[Variant]:
     unknown = [row for row in rows if row not in names]
     if unknown:
         raise ValueError(f"--rows: expected some of {', '.join(names)}, found {unknown[0]}")
-    return [variant for variant in variants if variant.name in rows]
+    made_of = {variant.trimmed_from for variant in variants if variant.name in rows}
+    return [variant for variant in variants if variant.name in rows or variant.name in made_of]
 
 
 def _draw(rows: list[dict[str, Any]], data: str, path: Path) -> None:

@@ -147,6 +147,7 @@ def _variants(data: str) -> Callable[[DatasetSpec, Choices], list[Variant]]:
             published: Published = {} if aucs is None else {_TASKS: aucs}
             options = dtn if model == "dtn" else _widest(model, spec, options_of(maker), budget)
             found.append(Variant(name, options, model, published=published))
+        found.append(Variant("DTN-trim", dtn, "dtn", trimmed_from="DTN"))
         return found
 
     return make

@@ -35,8 +35,10 @@ COLUMNS = (
 # What may differ between two runs with the same numbers.
 _WITHOUT_EFFECT = frozenset(
     {"threads", "prefetch", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every",
-     "keep_best", "tensorboard"}
+     "keep_best", "tensorboard", "start_from"}
 )  # fmt: skip
+# Settings that runs of earlier versions do not mention.
+_ABSENT: Mapping[str, Any] = {"trim": 0}
 
 Record = dict[str, Any]
 
@@ -77,15 +79,27 @@ def train_variants(
     found: dict[str, list[Record]] = {}
     runs = [(variant, seed) for variant in variants for seed in seeds]
     for number, (variant, seed) in enumerate(runs, start=1):
-        folder = out / "runs" / f"{_slug(variant.name)}-{seed}"
-        wanted = _config_of(variant, seed, config)
+        folder = _folder(out, variant.name, seed)
+        wanted = _config_of(variant, seed, config, out)
         results = _finished(folder, wanted)
-        if results is None:
+        # Those that are made of this one need its weights.
+        waiting = [
+            other
+            for other in variants
+            if other.trimmed_from == variant.name
+            and _finished(_folder(out, other.name, seed), _config_of(other, seed, config, out))
+            is None
+        ]
+        if results is None or (waiting and not _has_checkpoint(folder)):
             if not quiet:
                 print(f"[{number} of {len(runs)}] {variant.name}, seed {seed}", flush=True)
             results = _train(folder, wanted, quiet)
             if not keep_models:
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                done = [] if waiting else [folder]
+                if variant.trimmed_from is not None:
+                    done.append(_folder(out, variant.trimmed_from, seed))
+                for run in done:
+                    shutil.rmtree(run / "checkpoints", ignore_errors=True)
         found.setdefault(variant.name, []).append(results)
     rows = [row for v in variants for row in _rows(v, tasks, found[v.name])]
     write_json(out / "table.json", {"config": config.to_dict(), "seeds": seeds, "rows": rows})
@@ -95,7 +109,19 @@ def train_variants(
     return rows
 
 
-def _config_of(variant: Variant, seed: int, config: TrainConfig) -> TrainConfig:
+def _folder(out: Path, name: str, seed: int) -> Path:
+    return out / "runs" / f"{_slug(name)}-{seed}"
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    try:
+        find_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _config_of(variant: Variant, seed: int, config: TrainConfig, out: Path) -> TrainConfig:
     data_options, options = dict(config.data_options), dict(config.model_options)
     for name, value in variant.options.items():
         shared = options.get(name)
@@ -104,6 +130,16 @@ def _config_of(variant: Variant, seed: int, config: TrainConfig) -> TrainConfig:
         options[name] = value
     if variant.removed is not None:
         data_options["without_tasks"] = [variant.removed]
+    if variant.trimmed_from is not None:
+        rate = config.embedding_learning_rate
+        config = replace(
+            config,
+            start_from=str(_folder(out, variant.trimmed_from, seed)),
+            trim=1,
+            epochs=1,
+            learning_rate=config.learning_rate / 10,
+            embedding_learning_rate=None if rate is None else rate / 10,
+        )
     return replace(
         config,
         model=variant.model,
@@ -121,24 +157,31 @@ def _finished(folder: Path, wanted: TrainConfig) -> Record | None:
     results: Record = json.loads(file.read_text(encoding="utf-8"))
     # Through JSON as well: tuples become lists.
     asked = json.loads(json.dumps(wanted.to_dict()))
+    stored = dict(results["config"])
+    if wanted.trim:  # which modules it is without was found out by training
+        stored["model_options"] = {
+            key: option for key, option in stored["model_options"].items() if key != "removed"
+        }
     for name, value in asked.items():
-        if name not in _WITHOUT_EFFECT and results["config"].get(name) != value:
+        if name not in _WITHOUT_EFFECT and stored.get(name, _ABSENT.get(name)) != value:
             raise ValueError(
                 f"out: expected a folder for {name} = {value!r}, found {folder} with "
-                f"{results['config'].get(name)!r}; choose another with --out"
+                f"{stored.get(name)!r}; choose another with --out"
             )
     return results
 
 
 def _train(folder: Path, config: TrainConfig, quiet: bool) -> Record:
-    try:
-        find_checkpoint(folder)
-    except CheckpointError:
+    if _has_checkpoint(folder):
+        asked = config.to_dict()
+        if config.trim:
+            # The run knows which modules it is without.
+            del asked["model_options"], asked["start_from"]
+        trainer = resume_training(folder, asked, quiet=quiet)
+    else:
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
         folder.mkdir(parents=True)
         trainer = start_training(config, folder, quiet=quiet)
-    else:
-        trainer = resume_training(folder, config.to_dict(), quiet=quiet)
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
     results: Record = {**trainer.fit(), "parameters": size}
     write_json(folder / "results.json", results)

@@ -26,6 +26,8 @@ class Variant:
         model: name in the registry.
         removed: a task that it is trained without.
         size: the embedding width, in a sweep of it.
+        trimmed_from: the variant, earlier in its table, of which this is DTN-trim: without the
+            least used module, and trained for one more epoch at a tenth of the learning rate.
         published: the paper's AUC per task (None where it has none), by the tasks of its data.
     """
 
@@ -34,6 +36,7 @@ class Variant:
     model: str = "dtrn"
     removed: str | None = None
     size: int | None = None
+    trimmed_from: str | None = None
     published: Published = field(default_factory=dict)
 
     def paper(self, tasks: Sequence[str], task: str) -> float | None:
