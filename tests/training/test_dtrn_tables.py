@@ -55,6 +55,8 @@ def test_every_row_is_a_model_of_its_own(name, data):
         nowhere = name == "dtrn-fig4" or variant.removed == spec.tasks[-1] or variant.name == "BST"
         of_these_data = data == "ecommerce" or name == "dtrn-table4"
         assert (published is None) == (nowhere or not of_these_data)
+        logloss = variant.paper_logloss(spec.tasks, spec.tasks[-1])
+        assert (logloss is None) == (name != "dtrn-table4" or variant.name == "BST")
 
 
 def test_heads_follow_the_data():

@@ -142,6 +142,7 @@ and table.json. A run that was stopped goes on with the same command.
                 spec.tasks,
                 options.out,
                 seeds=range(options.seeds),
+                base=self.load().base,
                 keep_models=options.keep_models,
                 quiet=options.quiet,
             )

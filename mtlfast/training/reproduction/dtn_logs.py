@@ -156,7 +156,12 @@ def _variants(data: str) -> Callable[[DatasetSpec, Choices], list[Variant]]:
 TABLES = {
     table.name: table
     for table in (
-        Table(f"dtn-table3-{data}", f"DTN and its baselines on {title}", _variants(data))
+        Table(
+            f"dtn-table3-{data}",
+            f"DTN and its baselines on {title}",
+            _variants(data),
+            base="ShareBottom",
+        )
         for data, title in (("aliexpress", "AliExpress"), ("aliccp", "Ali-CCP"))
     )
 }

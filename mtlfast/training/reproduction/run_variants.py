@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ COLUMNS = (
     "logloss_sd",
     "seeds",
     "published_auc",
+    "published_logloss",
+    "relaimp",
+    "published_relaimp",
 )
 # What may differ between two runs with the same numbers.
 _WITHOUT_EFFECT = frozenset(
@@ -50,6 +53,7 @@ def train_variants(
     out: str | Path,
     *,
     seeds: Iterable[int] = (0,),
+    base: str | None = None,
     keep_models: bool = False,
     quiet: bool = False,
 ) -> list[Record]:
@@ -65,6 +69,7 @@ def train_variants(
         tasks: of the data, before any is left out.
         out: folder for runs and table.
         seeds: one run per variant and seed.
+        base: the variant over which RelaImp is given (DTN, arXiv 2408.11611, Eq. 8).
         keep_models: keep the weights of finished runs; their metrics stay in any case.
         quiet: no progress bars.
 
@@ -102,6 +107,7 @@ def train_variants(
                     shutil.rmtree(run / "checkpoints", ignore_errors=True)
         found.setdefault(variant.name, []).append(results)
     rows = [row for v in variants for row in _rows(v, tasks, found[v.name])]
+    _add_relaimp(rows, base)
     write_json(out / "table.json", {"config": config.to_dict(), "seeds": seeds, "rows": rows})
     write_csv(out / "table.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
     text = format_table(rows) + "\n"
@@ -205,6 +211,7 @@ def _rows(variant: Variant, tasks: Sequence[str], runs: Sequence[Record]) -> lis
                 **_mean(cells, "logloss"),
                 "seeds": len(runs),
                 "published_auc": variant.paper(tasks, task),
+                "published_logloss": variant.paper_logloss(tasks, task),
             }
         )
     return rows
@@ -216,29 +223,71 @@ def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> Record:
     return {name: statistics.fmean(values) if values else None, f"{name}_sd": spread}
 
 
+def _add_relaimp(rows: Sequence[Record], base: str | None) -> None:
+    """RelaImp of every row over the base's row of the same task, as measured and as published."""
+    of_base = {row["task"]: row for row in rows if row["variant"] == base}
+    for row in rows:
+        reference = of_base.get(row["task"], {})
+        for name, auc in (("relaimp", "auc"), ("published_relaimp", "published_auc")):
+            own, other = row[auc], reference.get(auc)
+            # Of a base that only guesses there is nothing to gain in percent.
+            known = own is not None and other is not None and other > 0.5
+            row[name] = 100 * ((own - 0.5) / (other - 0.5) - 1) if known else None
+
+
 def format_table(rows: Sequence[Record]) -> str:
-    """The AUCs in Markdown, one column per task; in brackets what was published."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines = [
-        f"| | parameters | {' | '.join(tasks)} |",
-        "|---|---|" + "---|" * len(tasks),
-    ]
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        cells = {row["task"]: row for row in rows if row["variant"] == name}
-        size = next(iter(cells.values()))["parameters"]
-        texts = [_cell(cells[task]) if task in cells else "–" for task in tasks]
-        count = "" if size is None else f"{size:,}"
-        lines.append(f"| {name} | {count} | {' | '.join(texts)} |")
+    """AUC in Markdown, one column per task, in brackets what was published.
+
+    Behind it LogLoss where there is any published, and RelaImp where there is a base.
+    """
+    texts = [_section(rows, "auc", _auc_text, with_size=True)]
+    if any(row["published_logloss"] is not None for row in rows):
+        texts.append(_section(rows, "logloss", _logloss_text, title="LogLoss"))
+    if any(row["relaimp"] is not None for row in rows):
+        texts.append(_section(rows, "relaimp", _percent, title="RelaImp"))
     if any(row["published_auc"] is not None for row in rows):
-        lines.append("\nIn brackets the paper's AUC, on its own data: only the order compares.")
+        texts.append("In brackets the paper's numbers, on its own data: only the order compares.")
+    return "\n\n".join(texts)
+
+
+def _section(
+    rows: Sequence[Record],
+    name: str,
+    text: Callable[[float], str],
+    *,
+    title: str = "",
+    with_size: bool = False,
+) -> str:
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    heads = [title, *(["parameters"] if with_size else []), *tasks]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        cells = {row["task"]: row for row in rows if row["variant"] == variant}
+        size = next(iter(cells.values()))["parameters"]
+        sizes = ["" if size is None else f"{size:,}"] if with_size else []
+        texts = [_cell(cells[task], name, text) if task in cells else "–" for task in tasks]
+        lines.append("| " + " | ".join([variant, *sizes, *texts]) + " |")
     return "\n".join(lines)
 
 
-def _cell(row: Record) -> str:
-    text = "n/a" if row["auc"] is None else f"{row['auc']:.4f}"
-    if row["auc_sd"] is not None:
-        text += f" ± {row['auc_sd']:.4f}"
-    return text if row["published_auc"] is None else f"{text} ({row['published_auc']:.4f})"
+def _cell(row: Record, name: str, text: Callable[[float], str]) -> str:
+    found = "n/a" if row[name] is None else text(row[name])
+    if row.get(f"{name}_sd") is not None:
+        found += f" ± {text(row[f'{name}_sd'])}"
+    published = row[f"published_{name}"]
+    return found if published is None else f"{found} ({text(published)})"
+
+
+def _auc_text(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _logloss_text(value: float) -> str:
+    return f"{value:.6f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.2f} %"
 
 
 def _slug(name: str) -> str:

@@ -29,6 +29,7 @@ class Variant:
         trimmed_from: the variant, earlier in its table, of which this is DTN-trim: without the
             least used module, and trained for one more epoch at a tenth of the learning rate.
         published: the paper's AUC per task (None where it has none), by the tasks of its data.
+        published_logloss: the same of LogLoss.
     """
 
     name: str
@@ -38,11 +39,20 @@ class Variant:
     size: int | None = None
     trimmed_from: str | None = None
     published: Published = field(default_factory=dict)
+    published_logloss: Published = field(default_factory=dict)
 
     def paper(self, tasks: Sequence[str], task: str) -> float | None:
         """The published AUC of a task, where the data have the tasks of the paper's."""
-        values = self.published.get(tuple(tasks))
-        return None if values is None else values[list(tasks).index(task)]
+        return _of_task(self.published, tasks, task)
+
+    def paper_logloss(self, tasks: Sequence[str], task: str) -> float | None:
+        """The published LogLoss of a task, where the data have the tasks of the paper's."""
+        return _of_task(self.published_logloss, tasks, task)
+
+
+def _of_task(published: Published, tasks: Sequence[str], task: str) -> float | None:
+    values = published.get(tuple(tasks))
+    return None if values is None else values[list(tasks).index(task)]
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,10 @@ class Table:
         name: of the command.
         title: what it shows.
         variants: its models, for given data and choices.
+        base: the variant over which the table gives RelaImp, if it does.
     """
 
     name: str
     title: str
     variants: Callable[[DatasetSpec, Choices], list[Variant]]
+    base: str | None = None
