@@ -230,9 +230,10 @@ def _add_relaimp(rows: Sequence[Record], base: str | None) -> None:
         reference = of_base.get(row["task"], {})
         for name, auc in (("relaimp", "auc"), ("published_relaimp", "published_auc")):
             own, other = row[auc], reference.get(auc)
-            # Of a base that only guesses there is nothing to gain in percent.
-            known = own is not None and other is not None and other > 0.5
-            row[name] = 100 * ((own - 0.5) / (other - 0.5) - 1) if known else None
+            if own is None or other is None or other <= 0.5:
+                row[name] = None  # over a base that only guesses there is no gain in percent
+            else:
+                row[name] = 100 * ((own - 0.5) / (other - 0.5) - 1)
 
 
 def format_table(rows: Sequence[Record]) -> str:
