@@ -75,7 +75,7 @@ _ENTRIES = (
     ModelEntry(
         "sequence",
         "a sequence encoder and a multi-task head; encoder.name and head.name choose which",
-        "what DTRN is compared with: YouTubeNet, DIN, DIEN, BST, ATRank, DFN",
+        "what DTRN is compared with: YouTubeNet, DIN, DIEN, BST, ATRank, DFN, DMT as released",
         SequenceModel,
         SequenceModelConfig,
     ),

@@ -9,10 +9,12 @@ from mtlfast.sequence.config import (
     DFNConfig,
     DIENConfig,
     DINConfig,
+    DMTConfig,
     EncoderConfig,
     YouTubeNetConfig,
 )
 from mtlfast.sequence.dien import DIEN, AttentionGRUCell
+from mtlfast.sequence.dmt import DMT
 from mtlfast.sequence.pooling import DIN, Dice, MeanPooling
 from mtlfast.sequence.position import POSITION_KINDS, JaggedPositionEncoding, PositionKind
 
@@ -21,6 +23,7 @@ __all__ = [
     "DFN",
     "DIEN",
     "DIN",
+    "DMT",
     "ENCODER_CONFIGS",
     "POSITION_KINDS",
     "ATRank",
@@ -30,6 +33,7 @@ __all__ = [
     "DFNConfig",
     "DIENConfig",
     "DINConfig",
+    "DMTConfig",
     "Dice",
     "EncoderConfig",
     "JaggedPositionEncoding",

@@ -13,13 +13,27 @@ from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
 from mtlfast.sequence.base import SequenceEncoder, padded
 
-__all__ = ["BST", "DFN", "ATRank"]
+__all__ = ["BST", "DFN", "ATRank", "attend", "check_heads"]
+
+Readout = Literal["target", "mean", "concat"]
 
 _BUCKETS = 12
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor, heads: int) -> Tensor:
-    """Multi-head attention ``[B, Q, d]`` over the real ones of ``L`` keys; zero without any."""
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    real: Tensor,
+    heads: int,
+    *,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Multi-head attention ``[B, Q, d]`` over the real ones of ``L`` keys; zero without any.
+
+    ``dropout`` is a probability on the attention weights; 0 outside training is the caller's
+    affair.
+    """
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(2, (heads, -1)).transpose(1, 2)
@@ -27,11 +41,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, real: Tensor, heads: int)
     # A row without keys attends to all of them, and is set to zero afterwards.
     some = real.any(dim=1)
     mask = (real | ~some.unsqueeze(1))[:, None, None, :]
-    found = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
+    found = F.scaled_dot_product_attention(
+        split(query), split(key), split(value), attn_mask=mask, dropout_p=dropout
+    )
     return found.transpose(1, 2).flatten(2) * some[:, None, None].to(found.dtype)
 
 
-def _check_heads(width: int, num_heads: int, name: str = "embed_dim") -> None:
+def check_heads(width: int, num_heads: int, name: str = "embed_dim") -> None:
+    """Refuse heads that do not divide the width."""
     if num_heads < 1 or width % num_heads:
         raise bad("num_heads", f"a divisor of {name} = {width}", num_heads)
 
@@ -39,8 +56,9 @@ def _check_heads(width: int, num_heads: int, name: str = "embed_dim") -> None:
 class BST(SequenceEncoder):
     """A transformer over one behavior with the candidate as its last token (Chen et al., 2019).
 
-    Learned positions, counted from the oldest token, are added; the candidate's is the next after
-    the last. One post-norm block with LeakyReLU. An empty sequence leaves the candidate alone.
+    Learned positions, counted from the oldest token, are added or concatenated; the candidate's is
+    the next after the last. One post-norm block with LeakyReLU. An empty sequence leaves the
+    candidate alone.
 
     Args:
         embed_dim: ``d``.
@@ -48,7 +66,10 @@ class BST(SequenceEncoder):
         behavior: which of the ``M``.
         num_heads: attention heads, a divisor of ``d``.
         ffn_dim: hidden width of the feed-forward network; ``4 d`` when None.
-        readout: the candidate's own row ("target"), or the mean over all rows ("mean").
+        readout: the candidate's own row ("target"), the mean over all rows ("mean"), or all of them
+            ("concat"): the candidate's, then those of the tokens from the oldest on, then zeros, as
+            many rows as ``max_length + 1``.
+        combine_positions: "add", or "concat" for a block of width ``2 d`` on tokens and positions.
         dropout: probability after attention and after the feed-forward network.
     """
 
@@ -60,22 +81,27 @@ class BST(SequenceEncoder):
         behavior: int = 0,
         num_heads: int = 2,
         ffn_dim: int | None = None,
-        readout: Literal["target", "mean"] = "target",
+        readout: Readout = "target",
+        combine_positions: Literal["add", "concat"] = "add",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(embed_dim, embed_dim)
-        _check_heads(embed_dim, num_heads)
-        if readout not in ("target", "mean"):
-            raise bad("readout", "target or mean", repr(readout))
+        if readout not in ("target", "mean", "concat"):
+            raise bad("readout", "target, mean or concat", repr(readout))
+        if combine_positions not in ("add", "concat"):
+            raise bad("combine_positions", "add or concat", repr(combine_positions))
+        width = embed_dim if combine_positions == "add" else 2 * embed_dim
+        super().__init__(embed_dim, width * (max_length + 1 if readout == "concat" else 1))
+        check_heads(embed_dim, num_heads)
         ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
+        self.combine_positions = combine_positions
         self.behavior, self.num_heads, self.readout = behavior, num_heads, readout
         self.max_length = max_length
         self.positions = nn.Parameter(torch.empty(max_length + 1, embed_dim))
         nn.init.normal_(self.positions, std=0.01)
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.linear1, self.linear2 = nn.Linear(embed_dim, ffn_dim), nn.Linear(ffn_dim, embed_dim)
-        self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.in_proj = nn.Linear(width, 3 * width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+        self.linear1, self.linear2 = nn.Linear(width, ffn_dim), nn.Linear(ffn_dim, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:
@@ -85,16 +111,21 @@ class BST(SequenceEncoder):
             raise bad("sequences", f"at most {self.max_length} tokens", length)
         last = self.positions[real.sum(dim=1)]
         # The candidate comes first in memory, where every row has it in the same place.
-        x = torch.cat(((target + last).unsqueeze(1), tokens + self.positions[:length]), dim=1)
+        x = torch.cat((target.unsqueeze(1), tokens), dim=1)
+        rest = self.positions[:length].expand(len(target), -1, -1)
+        places = torch.cat((last.unsqueeze(1), rest), dim=1)
+        x = x + places if self.combine_positions == "add" else torch.cat((x, places), dim=2)
         real = F.pad(real, (1, 0), value=True)
         query, key, value = self.in_proj(x).chunk(3, dim=2)
-        attended = self.out_proj(_attend(query, key, value, real, self.num_heads))
+        attended = self.out_proj(attend(query, key, value, real, self.num_heads))
         x = self.norm1(x + self.dropout(attended))
         hidden = self.linear2(F.leaky_relu(self.linear1(x)))
         x = self.norm2(x + self.dropout(hidden))
         if self.readout == "target":
             return x[:, 0]
         weights = real.unsqueeze(2).to(x.dtype)
+        if self.readout == "concat":
+            return F.pad(x * weights, (0, 0, 0, self.max_length - length)).flatten(1)
         return (x * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -112,7 +143,7 @@ class _ATRankBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, real: Tensor) -> Tensor:
         """``x [B, Q, w]`` attends to ``memory [B, L, w]``."""
         query, key, value = self.query(x), self.key(memory), self.value(memory)
-        found = _attend(query.relu(), key.relu(), value.relu(), real, self.num_heads)
+        found = attend(query.relu(), key.relu(), value.relu(), real, self.num_heads)
         x = self.norm1(x + found)
         return self.norm2(x + self.linear2(self.linear1(x).relu()))
 
@@ -142,7 +173,7 @@ class ATRank(SequenceEncoder):
     ) -> None:
         width = 2 * embed_dim if width is None else width
         super().__init__(embed_dim, width)
-        _check_heads(width, num_heads, "width")
+        check_heads(width, num_heads, "width")
         self.num_behaviors = num_behaviors
         self.projections = nn.ModuleList(
             nn.Linear(embed_dim, width, bias=False) for _ in range(num_behaviors)
@@ -180,7 +211,7 @@ class _DFNInner(nn.Module):
         x = torch.cat((target.unsqueeze(1), tokens), dim=1)
         real = F.pad(real, (1, 0), value=True)
         query, key, value = self.in_proj(x).chunk(3, dim=2)
-        found = _attend(query, key, value, real, self.num_heads)
+        found = attend(query, key, value, real, self.num_heads)
         found = self.linear2(self.linear1(found).relu())
         weights = real.unsqueeze(2).to(found.dtype)
         return (found * weights).sum(dim=1) / weights.sum(dim=1)
@@ -227,7 +258,7 @@ class DFN(SequenceEncoder):
             raise bad("weak", f"distinct behaviors in [0, {num_behaviors})", list(weak))
         strong = [b for b in range(num_behaviors) if b not in weak]
         super().__init__(embed_dim, (num_behaviors + len(strong) * len(weak)) * embed_dim)
-        _check_heads(embed_dim, num_heads)
+        check_heads(embed_dim, num_heads)
         self.pairs = [(p, u) for p in strong for u in weak]
         self.inner = nn.ModuleList(_DFNInner(embed_dim, num_heads) for _ in range(num_behaviors))
         self.outer = nn.ModuleList(_DFNOuter(embed_dim) for _ in self.pairs)

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mtlfast._checks import check_dropout, check_units, check_weight
+from mtlfast._checks import check_count, check_dropout, check_units, check_weight
 from mtlfast._config import from_mapping
 from mtlfast.errors import bad
-from mtlfast.sequence.attention import BST, DFN, ATRank
+from mtlfast.sequence.attention import BST, DFN, ATRank, Readout
 from mtlfast.sequence.base import SequenceEncoder
 from mtlfast.sequence.dien import DIEN, AuxiliaryScore, GRUKind
+from mtlfast.sequence.dmt import DMT
 from mtlfast.sequence.pooling import DIN, MeanPooling
+from mtlfast.sequence.position import PositionKind
 
 __all__ = [
     "ENCODER_CONFIGS",
@@ -22,6 +24,7 @@ __all__ = [
     "DFNConfig",
     "DIENConfig",
     "DINConfig",
+    "DMTConfig",
     "EncoderConfig",
     "YouTubeNetConfig",
 ]
@@ -149,7 +152,8 @@ class BSTConfig(_OfOneBehavior):
     name: ClassVar[str] = "bst"
     num_heads: int = 2
     ffn_dim: int | None = None
-    readout: Literal["target", "mean"] = "target"
+    readout: Readout = "target"
+    combine_positions: Literal["add", "concat"] = "add"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -166,6 +170,7 @@ class BSTConfig(_OfOneBehavior):
             num_heads=self.num_heads,
             ffn_dim=self.ffn_dim,
             readout=self.readout,
+            combine_positions=self.combine_positions,
             dropout=self.dropout,
         )
 
@@ -208,7 +213,53 @@ class DFNConfig(EncoderConfig):
         return DFN(embed_dim, len(max_lengths), weak=weak, num_heads=self.num_heads)
 
 
+@dataclass(frozen=True)
+class DMTConfig(EncoderConfig):
+    """Options of :class:`DMT`; the defaults are those of the authors' code."""
+
+    name: ClassVar[str] = "dmt"
+    num_heads: int = 4
+    ffn_dim: int | None = None
+    num_encoder_layers: int = 1
+    num_decoder_layers: int = 1
+    pos_encoding: PositionKind = "learned"
+    scale: bool = True
+    dropout: float = 0.1
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_count("num_encoder_layers", self.num_encoder_layers)
+        check_count("num_decoder_layers", self.num_decoder_layers)
+        check_dropout(self.dropout)
+        if not self.eps > 0:
+            raise bad("eps", "a positive float", self.eps)
+
+    def build(
+        self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
+    ) -> SequenceEncoder:
+        return DMT(
+            embed_dim,
+            max_lengths,
+            num_heads=self.num_heads,
+            ffn_dim=self.ffn_dim,
+            num_encoder_layers=self.num_encoder_layers,
+            num_decoder_layers=self.num_decoder_layers,
+            pos_encoding=self.pos_encoding,
+            scale=self.scale,
+            dropout=self.dropout,
+            eps=self.eps,
+        )
+
+
 ENCODER_CONFIGS: dict[str, type[EncoderConfig]] = {
     config.name: config
-    for config in (YouTubeNetConfig, DINConfig, DIENConfig, BSTConfig, ATRankConfig, DFNConfig)
+    for config in (
+        YouTubeNetConfig,
+        DINConfig,
+        DIENConfig,
+        BSTConfig,
+        ATRankConfig,
+        DFNConfig,
+        DMTConfig,
+    )
 }

@@ -67,6 +67,42 @@ def test_small_heads_are_part_of_the_loss_in_training_only(source):
     torch.testing.assert_close(model.loss(model(*batch.inputs()), batch.labels), without)
 
 
+@pytest.mark.parametrize("head", ["mmoe", "m2m"])
+def test_a_bias_tower_is_read_in_training_only(source, head):
+    torch.manual_seed(0)
+    options = {"bias_fields": ["age", 2], "bias_units": [5], "init_std": 0.3}
+    model = make(source, "dmt", head, **options).eval()
+    batch = source.test_batch(20, 0)
+    other = batch.sparse.clone()
+    other[:, [2, 4]] = 1
+    served = model(*batch.inputs())
+    torch.testing.assert_close(model(other, *batch.inputs()[1:]), served, rtol=0, atol=0)
+    for module in model.encoder.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = torch.nn.Identity() if module is model.encoder else 0.0
+    trained = model.train()(*batch.inputs())
+    fields, _, _ = model.embedding(batch.sparse, batch.sequences)
+    bias = model.bias_tower(torch.cat((fields[:, 2], fields[:, 4]), dim=1))
+    assert bias.abs().max() > 0.01
+    torch.testing.assert_close(trained, served + bias)  # the same for every task
+    model.loss(trained, batch.labels).backward()
+    assert all(p.grad is not None for p in model.bias_tower.parameters())
+    if head == "m2m":  # of user, item and gender, which are left, gender alone is a scenario
+        assert model.head.columns.tolist() == list(range(16, 24))
+
+
+def test_no_bias_tower_by_default(source):
+    model = make(source)
+    assert model.bias_tower is None
+    assert not any("bias_tower" in key or "_kept" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("fields", [["item_id"], [1], [5], ["hour"], [2, "video_category"]])
+def test_wrong_bias_fields_are_named(source, fields):
+    with pytest.raises(ValueError, match="bias_fields: expected"):
+        make(source, bias_fields=fields)
+
+
 def test_options_survive_plain_values():
     given = {"encoder": {"name": "bst", "readout": "mean"}, "head": {"name": "small_heads"}}
     config = SequenceModelConfig.from_dict(given)

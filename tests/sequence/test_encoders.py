@@ -13,6 +13,7 @@ from mtlfast.sequence import (
     DFN,
     DIEN,
     DIN,
+    DMT,
     ENCODER_CONFIGS,
     ATRank,
     Dice,
@@ -35,6 +36,21 @@ ENCODERS = {
     "dien_gru": lambda: DIEN(D, gru="gru"),
     "bst": lambda: BST(D, LONGEST),
     "bst_mean": lambda: BST(D, LONGEST, readout="mean", behavior=1),
+    "bst_concat": lambda: BST(D, LONGEST + 1, readout="concat"),
+    "bst_concat_positions": lambda: BST(D, LONGEST, readout="mean", combine_positions="concat"),
+    "dmt": lambda: DMT(D, (LONGEST,) * M, num_heads=2),
+    "dmt_deep": lambda: DMT(
+        D,
+        (LONGEST,) * M,
+        num_heads=4,
+        ffn_dim=5,
+        num_encoder_layers=2,
+        num_decoder_layers=3,
+        pos_encoding="sinusoidal",
+        scale=False,
+        eps=1e-3,
+    ),
+    "dmt_without_positions": lambda: DMT(D, (LONGEST,) * M, pos_encoding="none"),
     "atrank": lambda: ATRank(D, M, width=12, num_heads=3),
     "dfn": lambda: DFN(D, M, weak=(1,)),
     "dfn_without_weak": lambda: DFN(D, M),
@@ -96,8 +112,10 @@ def test_gradients_reach_what_is_read(name):
     unused = {"youtubenet": [], "dien_agru": [], "dien_gru": ["attention.weight"]}.get(name, [])
     for parameter_name, parameter in encoder.named_parameters():
         # A softmax does not see what it adds to all scores.
-        if parameter_name in unused or (
-            name == "din_softmax" and parameter_name.endswith("2.bias")
+        if (
+            parameter_name in unused
+            or (name == "din_softmax" and parameter_name.endswith("2.bias"))
+            or (name.startswith("dmt") and parameter_name.endswith("key.bias"))
         ):
             continue
         assert parameter.grad.abs().sum() > 0, parameter_name
@@ -184,18 +202,24 @@ def attention(query, key, value, heads):
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("name", ["bst", "bst_mean"])
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("bst")])
 def test_bst(name):
     encoder, (sequences, target) = make(name), make_inputs()
     found = encoder(sequences, target)
     for u in range(U):
         x = torch.cat((tokens_of(sequences, encoder.behavior, u), target[u : u + 1]))
-        x = x + encoder.positions[: len(x)]
+        places = encoder.positions[: len(x)]
+        x = torch.cat((x, places), dim=1) if name.endswith("positions") else x + places
         query, key, value = encoder.in_proj(x).chunk(3, dim=1)
         x = encoder.norm1(x + attention(query, key, value, 2) @ encoder.out_proj.weight.T)
         hidden = torch.nn.functional.leaky_relu(encoder.linear1(x))
         x = encoder.norm2(x + encoder.linear2(hidden))
-        expected = x[-1] if name == "bst" else x.mean(dim=0)
+        if name == "bst_concat":  # the candidate first, zeros behind the tokens
+            rows = torch.zeros(LONGEST + 2, D, dtype=torch.float64)
+            rows[: len(x)] = torch.cat((x[-1:], x[:-1]))
+            expected = rows.flatten()
+        else:
+            expected = x[-1] if name == "bst" else x.mean(dim=0)
         torch.testing.assert_close(found[u], expected)
 
 
@@ -203,6 +227,67 @@ def test_bst_names_sequences_that_are_too_long():
     sequences, target = make_inputs()
     with pytest.raises(ValueError, match="sequences: expected at most 3 tokens, found 6"):
         BST(D, 3).double()(sequences, target)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("dmt")])
+def test_dmt(name):
+    encoder, (sequences, target) = make(name), make_inputs()
+    found = encoder(sequences, target)
+
+    def norm(x, module):
+        if not len(x):
+            return x
+        mean, var = x.mean(dim=1, keepdim=True), x.var(dim=1, keepdim=True, correction=0)
+        return (x - mean) / torch.sqrt(var + (1e-3 if "deep" in name else 1e-8)) * module.weight + (
+            module.bias
+        )
+
+    def layer(module, x, memory):
+        attended = torch.zeros_like(x)
+        if len(memory):
+            key, value = module.key(memory), module.value(memory)
+            attended = attention(module.query(x), key, value, module.num_heads)
+        x = norm(x + attended, module.norm1)
+        return norm(x + module.linear2(module.linear1(x).relu()), module.norm2)
+
+    scale = 1.0 if name == "dmt_deep" else math.sqrt(D)
+    for u in range(U):
+        parts = []
+        for b in range(M):
+            x, e = scale * tokens_of(sequences, b, u), scale * target[u : u + 1]
+            if name == "dmt":
+                x = x + encoder.positions.weight[b, : len(x)]
+            if name == "dmt_deep":
+                x = x + torch.tensor(
+                    [
+                        [
+                            (math.cos if i % 2 else math.sin)(j / 10000 ** ((i - i % 2) / D))
+                            for i in range(D)
+                        ]
+                        for j in range(len(x))
+                    ]
+                ).view(len(x), D)
+            for module in encoder.encoders[b]:
+                x = layer(module, x, x)
+            for module in encoder.decoders[b]:
+                e = layer(module, e, x)
+            parts.append(e[0])
+        # The table of sinusoids is of float32.
+        rounding = {"rtol": 1e-6, "atol": 1e-6} if name == "dmt_deep" else {}
+        torch.testing.assert_close(found[u], torch.cat(parts), **rounding)
+
+
+def test_dmt_drops_in_training_only():
+    encoder, (sequences, target) = make("dmt"), make_inputs()
+    expected = encoder(sequences, target)
+    encoder.train()
+    first, second = encoder(sequences, target), encoder(sequences, target)
+    assert not torch.allclose(first, second)
+    encoder.dropout.p = 0.0
+    for stack in (*encoder.encoders, *encoder.decoders):
+        for module in stack:
+            module.dropout = 0.0
+    torch.testing.assert_close(encoder(sequences, target), expected)
 
 
 def test_atrank():
@@ -265,6 +350,10 @@ def test_every_encoder_builds_from_its_name(name):
         ("dim", r"model\.encoder\.name: expected one of .*'din'.* found 'dim'"),
         ({"name": "din", "units": []}, r"model\.encoder\.units: expected"),
         ({"name": "din", "unit": [3]}, r"model\.encoder\.unit: unknown key, did you mean 'units'"),
+        ({"name": "bst", "readout": "last"}, r"model\.encoder\.readout: expected one of"),
+        ({"name": "dmt", "num_encoder_layers": 0}, r"num_encoder_layers: expected a positive int"),
+        ({"name": "dmt", "dropout": 1.0}, r"model\.encoder\.dropout: expected a probability"),
+        ({"name": "dmt", "eps": 0.0}, r"model\.encoder\.eps: expected a positive float"),
         ({"name": "dien", "gru": "x"}, r"model\.encoder\.gru: expected one of"),
         (3, r"model\.encoder: expected an encoder's name or a mapping"),
     ],
@@ -279,6 +368,7 @@ def test_errors_name_the_field(value, text):
     [
         ({"name": "din", "behavior": 3}, r"behavior: expected one in \[0, 3\), found 3"),
         ({"name": "bst", "num_heads": 3}, "num_heads: expected a divisor of embed_dim = 8"),
+        ({"name": "dmt", "num_heads": 3}, "num_heads: expected a divisor of embed_dim = 8"),
         ({"name": "atrank", "width": 9}, "num_heads: expected a divisor of width = 9, found 4"),
         ({"name": "dfn", "weak": [3]}, r"weak: expected distinct behaviors in \[0, 3\)"),
     ],
