@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtlfast._config import from_mapping, to_mapping
 from mtlfast.errors import bad
@@ -52,6 +53,10 @@ class DTRNConfig:
         injection: how task and behavior enter the transformer of TIM: "norm" (DTRN), or "qkv",
             "ffn1", "ffn2" as in the paper's Table 6, see :class:`mtlfast.nn.InjectedTransformer`.
         inject_where: "both", "encoder" or "decoder", for injections other than "norm".
+        share_positions: one hypernetwork for all layer norms; the paper (Eq. 2) has one for each.
+        scale_embeddings: multiply what the transformer reads, tokens and target item, by
+            ``sqrt(embed_dim)``, as DMT's authors do before they add positions.
+        token_dropout: probability of dropout on the same, behind the positions.
 
     Raises:
         ValueError: naming the field.
@@ -77,6 +82,9 @@ class DTRNConfig:
     interests: Literal["conditional", "separate"] = "conditional"
     injection: Literal["norm", "qkv", "ffn1", "ffn2"] = "norm"
     inject_where: Literal["both", "encoder", "decoder"] = "both"
+    share_positions: bool = False
+    scale_embeddings: bool = False
+    token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "num_heads", "ffn_dim", "hyper_dim", "refinement_dim"):
@@ -101,6 +109,10 @@ class DTRNConfig:
             raise bad("inject_where", "both, encoder or decoder", repr(self.inject_where))
         if self.interests == "separate" and self.injection != "norm":
             raise bad("injection", "norm where interests are separate", repr(self.injection))
+        if self.share_positions and (self.interests == "separate" or self.injection != "norm"):
+            raise bad("share_positions", "False without conditional layer norms", True)
+        if not 0.0 <= self.token_dropout < 1.0:
+            raise bad("token_dropout", "a probability in [0, 1)", self.token_dropout)
         if not isinstance(self.head, HeadConfig):
             raise bad("head", "a HeadConfig", type(self.head).__name__)
         if self.task_weights is not None and not all(w >= 0 for w in self.task_weights):
@@ -222,8 +234,14 @@ class DTRN(HistoryModel):
             return_task_repr: fill ``task_repr``.
         """
         fields, target, tokens = self.embedding(sparse, sequences)
+        if self.config.scale_embeddings:
+            scale = self.config.embed_dim**0.5
+            target, tokens = scale * target, tokens.with_values(scale * tokens.values)
         if self.positions is not None:
             tokens = self.positions(tokens)
+        if self.config.token_dropout and self.training:
+            p = self.config.token_dropout
+            target, tokens = F.dropout(target, p), tokens.with_values(F.dropout(tokens.values, p))
         interest = self.tim(tokens, target, user_index=user_index)  # [B, T, M*d]
         raw = None
         if self.trm is None:
@@ -281,6 +299,7 @@ def _interest_module(
         backend=backend,
         empty=config.empty,
         share_enc_dec=config.share_enc_dec,
+        share_positions=config.share_positions,
     )
 
 

@@ -88,6 +88,8 @@ class ConditionalTransformer(nn.Module):
             the rest of the decoder runs on the target. ``"zero_interest"``: the whole interest
             is zero.
         share_enc_dec: the decoder uses the encoder's weights (``state_dict`` keeps both names).
+        share_positions: one hypernetwork for all four layer norms; the paper's (Eq. 2) has one for
+            each.
 
     Raises:
         ValueError: for sizes that are not positive, heads that do not divide the width, or an
@@ -107,6 +109,7 @@ class ConditionalTransformer(nn.Module):
         backend: str | InterestFunction = "auto",
         empty: EmptyRule = "no_attention",
         share_enc_dec: bool = False,
+        share_positions: bool = False,
     ) -> None:
         super().__init__()
         hyper_dim = embed_dim if hyper_dim is None else hyper_dim
@@ -138,7 +141,9 @@ class ConditionalTransformer(nn.Module):
 
         self.task_embedding = nn.Embedding(num_tasks, embed_dim)
         self.behavior_embedding = nn.Embedding(num_behaviors, embed_dim)
-        self.hypernetwork = LayerNormHypernetwork(2 * embed_dim, hyper_dim, embed_dim)
+        self.hypernetwork = LayerNormHypernetwork(
+            2 * embed_dim, hyper_dim, embed_dim, share_positions=share_positions
+        )
         self.norm_weight = nn.Parameter(torch.empty(NUM_NORMS, embed_dim))
         self.norm_bias = nn.Parameter(torch.empty(NUM_NORMS, embed_dim))
         self.encoder = TransformerLayer(embed_dim, ffn_dim)
@@ -164,7 +169,7 @@ class ConditionalTransformer(nn.Module):
         They depend on no sample: a server may compute them once per checkpoint and hand them to
         :meth:`forward` as ``tables``. Autocast does not lower their precision.
         """
-        num_tasks, num_behaviors, d = self.num_tasks, self.num_behaviors, self.embed_dim
+        num_tasks, num_behaviors = self.num_tasks, self.num_behaviors
         task = self.task_embedding.weight
         behavior = self.behavior_embedding.weight
         with without_autocast(task.device):
@@ -176,7 +181,7 @@ class ConditionalTransformer(nn.Module):
                 dim=-1,
             ).flatten(0, 1)
             tables = self.hypernetwork(condition)
-            tables = tables.view(2, NUM_NORMS, num_tasks, num_behaviors, d).permute(0, 2, 3, 1, 4)
+            tables = tables.unflatten(2, (num_tasks, num_behaviors)).permute(0, 2, 3, 1, 4)
             return tables[0] * self.norm_weight, tables[1] + self.norm_bias
 
     def weights(self) -> ConditionalTransformerWeights:

@@ -20,17 +20,23 @@ class LayerNormHypernetwork(nn.Module):
         input_dim: width of the conditional input, ``2 d`` for a task and a behavior embedding.
         hidden_dim: hidden width ``u``.
         output_dim: width ``d`` of the modulated layer norms.
+        share_positions: one network for scales and one for shifts, the same at every position; axis
+            1 of every parameter then has but one entry.
     """
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, output_dim: int, *, share_positions: bool = False
+    ) -> None:
         super().__init__()
+        self.networks = 1 if share_positions else NUM_NORMS
+        """Networks for scales, and as many for shifts."""
         self.input_dim = input_dim
         self.hidden_dim = hidden_dim
         self.output_dim = output_dim
-        self.weight1 = nn.Parameter(torch.empty(2, NUM_NORMS, input_dim, hidden_dim))
-        self.bias1 = nn.Parameter(torch.empty(2, NUM_NORMS, hidden_dim))
-        self.weight2 = nn.Parameter(torch.empty(2, NUM_NORMS, hidden_dim, output_dim))
-        self.bias2 = nn.Parameter(torch.empty(2, NUM_NORMS, output_dim))
+        self.weight1 = nn.Parameter(torch.empty(2, self.networks, input_dim, hidden_dim))
+        self.bias1 = nn.Parameter(torch.empty(2, self.networks, hidden_dim))
+        self.weight2 = nn.Parameter(torch.empty(2, self.networks, hidden_dim, output_dim))
+        self.bias2 = nn.Parameter(torch.empty(2, self.networks, output_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -46,14 +52,16 @@ class LayerNormHypernetwork(nn.Module):
     def forward(self, condition: Tensor) -> Tensor:
         """``condition [P, input_dim]`` to ``[2, 4, P, output_dim]``."""
         # In place where autograd allows it: the hidden layer is what the next product saves.
-        x = condition.unsqueeze(0).expand(2 * NUM_NORMS, -1, -1)
+        x = condition.unsqueeze(0).expand(2 * self.networks, -1, -1)
         hidden = torch.baddbmm(
             self.bias1.flatten(0, 1).unsqueeze(1), x, self.weight1.flatten(0, 1)
         ).relu_()
         out = torch.baddbmm(
             self.bias2.flatten(0, 1).unsqueeze(1), hidden, self.weight2.flatten(0, 1)
         )
-        return out.view(2, NUM_NORMS, condition.shape[0], self.output_dim)
+        out = out.view(2, self.networks, condition.shape[0], self.output_dim)
+        return out.expand(-1, NUM_NORMS, -1, -1)
 
     def extra_repr(self) -> str:
-        return f"{self.input_dim}, {self.hidden_dim}, {self.output_dim}"
+        shared = ", share_positions=True" if self.networks == 1 else ""
+        return f"{self.input_dim}, {self.hidden_dim}, {self.output_dim}{shared}"

@@ -32,6 +32,7 @@ class TaskSpecificInterest(nn.Module):
         backend: str | InterestFunction = "auto",
         empty: EmptyRule = "no_attention",
         share_enc_dec: bool = False,
+        share_positions: bool = False,
     ) -> None:
         super().__init__()
         self.transformer = ConditionalTransformer(
@@ -45,6 +46,7 @@ class TaskSpecificInterest(nn.Module):
             backend=backend,
             empty=empty,
             share_enc_dec=share_enc_dec,
+            share_positions=share_positions,
         )
 
     @property

@@ -277,11 +277,38 @@ def test_learned_positions_break_the_symmetry_of_a_sequence():
         assert torch.allclose(model(sparse[:1], one), model(sparse[:1], other)) == same
 
 
+def test_scaled_embeddings_are_what_the_transformer_alone_reads():
+    model = trained(make(scale_embeddings=True, pos_encoding="learned"))
+    sparse, sequences, user_index = make_batch(users=5)
+    fields, target, tokens = model.embedding(sparse, sequences)
+    tokens = model.positions(tokens.with_values(D**0.5 * tokens.values))
+    interest = model.tim(tokens, D**0.5 * target, user_index=user_index)
+    expected = model.head(model.trm(fields, interest))
+    assert torch.equal(model(sparse, sequences, user_index), expected)
+
+
+def test_token_dropout_is_of_training_and_of_the_interests():
+    model, plain = trained(make(token_dropout=0.5)), trained(make())
+    batch = make_batch()
+    assert torch.equal(model.eval()(*batch), plain(*batch))
+    model.train()
+    torch.manual_seed(0)
+    found = model(*batch, return_interests=True, return_bottom=True)
+    torch.manual_seed(0)
+    fields, target, tokens = model.embedding(*batch[:2])
+    target = torch.nn.functional.dropout(target, 0.5)
+    tokens = tokens.with_values(torch.nn.functional.dropout(tokens.values, 0.5))
+    assert torch.equal(found.interests.flatten(2), model.tim(tokens, target))
+    width = fields.flatten(1).shape[1]
+    assert torch.equal(found.raw[:, 0, :width], fields.flatten(1))  # what TRM reads is whole
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"share_item_table": False},
         {"share_enc_dec": True},
+        {"share_positions": True},
         {"empty": "zero_interest"},
         {"hyper_dim": 3, "refinement_dim": 5, "eps": 1e-3},
         {"ffn_dim": None, "num_heads": 4},
@@ -338,6 +365,11 @@ def test_config_round_trip():
         ({"ffn_dim": -1}, r"dtrn\.ffn_dim: expected a positive int, found -1"),
         ({"eps": 0}, r"dtrn\.eps: expected a positive float, found 0"),
         ({"pos_encoding": "rotary"}, r"dtrn\.pos_encoding: expected one of .* found 'rotary'"),
+        ({"token_dropout": 1.0}, r"dtrn\.token_dropout: expected a probability in \[0, 1\)"),
+        (
+            {"share_positions": True, "interests": "separate"},
+            r"dtrn\.share_positions: expected False without conditional layer norms",
+        ),
         ({"empty": "mean"}, r"dtrn\.empty: expected one of .* found 'mean'"),
         ({"init_std": -1.0}, r"dtrn\.init_std: expected at least 0, found -1.0"),
         ({"head": "moe"}, r"dtrn\.head\.name: expected one of"),

@@ -266,6 +266,32 @@ def test_shared_encoder_and_decoder():
     assert clone.decoder.linear1.weight is not module.decoder.linear1.weight
 
 
+def test_one_hypernetwork_for_all_positions_is_four_equal_ones():
+    shared, each = trained(make_module(share_positions=True)), make_module()
+    state = shared.state_dict()
+    assert state["hypernetwork.weight1"].shape == (2, 1, 2 * D, U_DIM)
+    repeated = {
+        key: value.expand(2, 4, *value.shape[2:]) if key.startswith("hypernetwork") else value
+        for key, value in state.items()
+    }
+    each.load_state_dict(repeated)
+    inputs = make_inputs()
+    found, expected = shared(*inputs), each(*inputs)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    found.backward(upstream)
+    expected.backward(upstream)
+    for name in ("weight1", "bias1", "weight2", "bias2"):
+        grad = getattr(shared.hypernetwork, name).grad
+        torch.testing.assert_close(
+            grad, getattr(each.hypernetwork, name).grad.sum(dim=1, keepdim=True)
+        )
+    fresh = make_module(share_positions=True)
+    scale, shift = fresh.norm_tables()
+    assert scale.shape == (T, M, 4, D)
+    assert bool((scale == 1).all() and (shift == 0).all())
+
+
 def reverse_backend(sequences, target, weights, scale, shift, *, num_heads, eps, user_index):
     return -conditional_interest(
         sequences,
