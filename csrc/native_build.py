@@ -346,7 +346,10 @@ def _library_objects(
 ) -> list[str]:
     """Everything in libmtlfast_cpu.so."""
     baseline = [*COMMON_FLAGS, *_defines(isas), *extra]
-    objects = [n.compile(CSRC / "common/isa.cpp", "isa.o", [*baseline, "-I", str(CSRC)])]
+    objects = [
+        n.compile(CSRC / f"common/{name}.cpp", f"{name}.o", [*baseline, "-I", str(CSRC)])
+        for name in ("huge_pages", "isa")
+    ]
     with_torch = [*baseline, *TORCH_FLAGS, *_include(torch)]
     objects.append(n.compile(CSRC / "schemas.cpp", "schemas.o", with_torch))
     for source in sorted(CSRC.glob("*/cpu.cpp")):
@@ -572,8 +575,9 @@ def sanitize(pattern: str = "") -> None:
         flags = [*COMMON_FLAGS, *_defines(isas), *extra, "-I", str(CSRC)]
         runner = n.compile(CSRC / "tests/main.cpp", "main.o", flags)
         library = _library_objects(n, torch, isas, extra)
-        # What is left without torch: the choice of instruction set and the kernels.
-        torch_free = [o for o in library if o == "isa.o" or o.rsplit(".", 2)[-2] in isas]
+        # What is left without torch: what the ops share, and the kernels.
+        common = ("huge_pages.o", "isa.o")
+        torch_free = [o for o in library if o in common or o.rsplit(".", 2)[-2] in isas]
         tests = [n.compile(p, f"{p.stem}.o", flags) for p in sorted(CSRC.glob("tests/test_*.cpp"))]
         n.link("kernel_tests", [runner, *tests, *torch_free], SANITIZER_FLAGS)
         if sources := sorted(CSRC.glob("tests/torch/test_*.cpp")):

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../common/hash.h"
+#include "../common/huge_pages.h"
 #include "../common/isa.h"
 #include "crosses.h"
 #include "problem.h"
@@ -36,7 +37,9 @@ using MaybeTensor = std::optional<Tensor>;
 
 constexpr int64_t kGrainBlocks = 4;
 constexpr int64_t kGrainParts = 8;
-constexpr int64_t kNearCache = 512 << 10;       // of a codebook that needs no prefetching
+constexpr int64_t kNearCache = 512 << 10;  // of a codebook that needs no prefetching
+// As many as one core has on their way; each may need a walk through the page tables as well.
+constexpr int64_t kLinesAhead = 32, kLinesAheadOnHugePages = kMostLinesAhead;
 constexpr int64_t kStreamedBytes = 16ll << 20;  // of a gradient that would sweep the caches
 
 void require(bool condition, const std::string& message) {
@@ -180,7 +183,11 @@ struct LookupArguments {
     l.codebook = codebook_->const_data_ptr();
     l.row_stride = codebook_->stride(1);
     l.book_stride = codebook.size(0) > 1 ? codebook_->stride(0) : 0;
-    l.prefetch = codebook.numel() * static_cast<int64_t>(codebook.element_size()) > kNearCache;
+    const int64_t bytes = codebook.numel() * static_cast<int64_t>(codebook.element_size());
+    if (bytes > kNearCache)
+      l.lines_ahead = codebook_->is_contiguous() && on_huge_pages(l.codebook, bytes)
+                          ? kLinesAheadOnHugePages
+                          : kLinesAhead;
     if (pair_weights.has_value()) {
       l.per_member = pool && pair_weights->dim() == 3;
       if (l.per_member)
@@ -274,42 +281,68 @@ struct BackwardArguments : LookupArguments {
     require_shape("grad_out", grad_out, {lookup.hashing.batch, lookup.slots(), lookup.columns()});
     grad_data = static_cast<const float*>(grad.const_data_ptr());
   }
-
-  // Gradients of the weights in their own dtypes; size 0 where not needed.
-  std::tuple<Tensor, Tensor> weight_gradients(const MaybeTensor& pair_weights, bool need_pair,
-                                              const MaybeTensor& codeword_weights,
-                                              bool need_codeword) const {
-    need_pair = need_pair && pair_weights.has_value();
-    need_codeword = need_codeword && codeword_weights.has_value();
-    const auto make = [&](bool needed, const MaybeTensor& of) {
-      if (!needed) return torch::stable::new_empty(grad, {0}, ScalarType::Float);
-      return torch::stable::new_empty(
-          grad, std::vector<int64_t>(of->sizes().begin(), of->sizes().end()), ScalarType::Float);
-    };
-    Tensor pair = make(need_pair, pair_weights), codeword = make(need_codeword, codeword_weights);
-    if (need_pair || need_codeword) {
-      auto* const to_pair = need_pair ? static_cast<float*>(pair.mutable_data_ptr()) : nullptr;
-      auto* const to_codeword =
-          need_codeword ? static_cast<float*>(codeword.mutable_data_ptr()) : nullptr;
-      const auto kernel = MTLFAST_SELECT_ISA(multi_hash_weight_gradients);
-      torch::stable::parallel_for(
-          0, blocks_of(lookup.hashing), kGrainBlocks, [&](int64_t begin, int64_t end) {
-            const Scratch scratch(weight_gradients_scratch(lookup));
-            kernel(lookup, grad_data, begin, end, to_pair, to_codeword, scratch.get());
-          });
-    }
-    const auto as = [](const Tensor& t, bool needed, const MaybeTensor& of) {
-      if (!needed || of->scalar_type() == ScalarType::Float) return t;
-      return torch::stable::to(t, of->scalar_type());
-    };
-    return {as(pair, need_pair, pair_weights), as(codeword, need_codeword, codeword_weights)};
-  }
 };
 
-// The gradient of the codebook from its sorted entries.
+// The gradients of the weights; size 0 where not needed.
+class WeightGradients {
+ public:
+  WeightGradients(const BackwardArguments& arguments, const MaybeTensor& pair_weights,
+                  bool need_pair, const MaybeTensor& codeword_weights, bool need_codeword)
+      : arguments_(arguments),
+        pair_(arguments.grad, pair_weights, need_pair),
+        codeword_(arguments.grad, codeword_weights, need_codeword) {}
+
+  // What can also be had from the entries of the codebook's gradient: [B, P].
+  float* from_entries() const {
+    const Lookup& l = arguments_.lookup;
+    const bool plain = l.members() == 2 && !l.per_member && l.codeword_weights == nullptr;
+    return plain ? pair_.data : nullptr;
+  }
+  void compute() const {
+    if (pair_.data == nullptr && codeword_.data == nullptr) return;
+    const Lookup& l = arguments_.lookup;
+    const auto kernel = MTLFAST_SELECT_ISA(multi_hash_weight_gradients);
+    torch::stable::parallel_for(
+        0, blocks_of(l.hashing), kGrainBlocks, [&](int64_t begin, int64_t end) {
+          const Scratch scratch(weight_gradients_scratch(l));
+          kernel(l, arguments_.grad_data, begin, end, pair_.data, codeword_.data, scratch.get());
+        });
+  }
+  // In the weights' own dtypes.
+  Tensor pair() const { return pair_.get(); }
+  Tensor codeword() const { return codeword_.get(); }
+
+ private:
+  struct Gradient {
+    ScalarType type = ScalarType::Float;
+    Tensor tensor;
+    float* data = nullptr;
+
+    Gradient(const Tensor& like, const MaybeTensor& of, bool needed)
+        : tensor(torch::stable::new_empty(like, shape(of, needed), ScalarType::Float)) {
+      if (!needed || !of.has_value()) return;
+      type = of->scalar_type();
+      data = static_cast<float*>(tensor.mutable_data_ptr());
+    }
+    Tensor get() const {
+      return type == ScalarType::Float ? tensor : torch::stable::to(tensor, type);
+    }
+    static std::vector<int64_t> shape(const MaybeTensor& of, bool needed) {
+      if (!needed || !of.has_value()) return {0};
+      return {of->sizes().begin(), of->sizes().end()};
+    }
+  };
+
+  const BackwardArguments& arguments_;
+  Gradient pair_, codeword_;
+};
+
+// The gradient of the codebook from its sorted entries. The weights' gradients are made too: before
+// anything is updated, or from the entries, whose codewords are near at hand while they are summed.
 class CodebookGradient {
  public:
-  CodebookGradient(const BackwardArguments& arguments, Finish finish)
+  CodebookGradient(const BackwardArguments& arguments, Finish finish,
+                   const WeightGradients& weights)
       : sorted_((check(arguments.lookup), arguments.lookup), finish == Finish::dense,
                 HashBlock(arguments.lookup.hashing), kParallel) {
     const Lookup& l = arguments.lookup;
@@ -318,6 +351,14 @@ class CodebookGradient {
     reduction.element_bits = sorted_.element_bits();
     reduction.finish = finish;
     make_elements(l);
+    // Where few entries are in tables they are few altogether, or the codebook is: near at hand
+    // without this.
+    const bool one_behind_other =
+        l.book_stride == 0 ||
+        l.book_stride == l.row_stride * static_cast<int64_t>(l.hashing.num_codewords);
+    if (one_behind_other && l.lines_ahead > 0 && 2 * sorted_.in_tables() > sorted_.size())
+      pair_weights_ = weights.from_entries();
+    if (pair_weights_ == nullptr) weights.compute();
   }
 
   // Where the rows of every part go, for Finish::compact. Returns their number.
@@ -350,6 +391,7 @@ class CodebookGradient {
       parts[i].head = open.get() + 2 * floats * static_cast<int64_t>(i);
       parts[i].tail = parts[i].head + floats;
     }
+    if (pair_weights_ != nullptr) want_dots();
     const auto kernel = MTLFAST_SELECT_ISA(multi_hash_reduce);
     torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), kGrainParts,
                                 [&](int64_t begin, int64_t end) {
@@ -358,6 +400,7 @@ class CodebookGradient {
                                     kernel(reduction, parts[static_cast<size_t>(i)], scratch.get());
                                 });
     if (any_open) close_rows();
+    if (pair_weights_ != nullptr) sum_dots();
   }
 
   Reduction reduction;
@@ -403,6 +446,27 @@ class CodebookGradient {
     reduction.elements = elements_.data();
   }
 
+  void want_dots() {
+    reduction.wants_dots = true;
+    const bool all_in_tables = sorted_.in_tables() == sorted_.size();
+    dots_ = uninitialized<float>(sorted_.size());
+    other_dots_ = uninitialized<float>(all_in_tables ? 0 : sorted_.size());
+    for (Part& part : sorted_.parts())
+      part.dots = part.table_rows != 0 ? dots_.get() + sorted_.place(part) : other_dots_.get();
+  }
+  // Over the hash functions, with the places the entries had before they came into buckets.
+  void sum_dots() const {
+    const Hashing& h = reduction.lookup.hashing;
+    const float *const dots = dots_.get(), *const other_dots = other_dots_.get();
+    sorted_.each_place(kParallel, [&](int64_t place, int64_t sample, int64_t element) {
+      // Within a bucket one behind the other, but no cache notices so many at once.
+      __builtin_prefetch(dots + place + kFloats, 0, 2);
+      const float dot = place >= 0 ? dots[place] : other_dots[sample * h.elements() + element];
+      float& sum = pair_weights_[sample * h.num_crosses + element % h.num_crosses];
+      sum = element < h.num_crosses ? dot : sum + dot;
+    });
+  }
+
   // Rows whose entries lie in several parts: their sums, in the order of the parts.
   void close_rows() {
     const std::vector<Part>& parts = sorted_.parts();
@@ -426,6 +490,8 @@ class CodebookGradient {
 
   SortedEntries sorted_;
   std::vector<Element> elements_;
+  float* pair_weights_ = nullptr;               // the gradient, where it is made from the entries
+  std::unique_ptr<float[]> dots_, other_dots_;  // of parts with a table, and of the others
 };
 
 bool aligned(const void* data) {
@@ -438,11 +504,12 @@ bool streams(const Reduction& r, const Tensor& out) {
          out.numel() * 4 >= kStreamedBytes;
 }
 
-Tensor dense_gradient(const BackwardArguments& arguments, const Tensor& codebook) {
+Tensor dense_gradient(const BackwardArguments& arguments, const Tensor& codebook,
+                      const WeightGradients& weights) {
   const std::vector<int64_t> shape(codebook.sizes().begin(), codebook.sizes().end());
   if (arguments.lookup.hashing.batch == 0) return torch::stable::new_zeros(codebook, shape);
   Tensor out = torch::stable::new_empty(codebook, shape);
-  CodebookGradient gradient(arguments, Finish::dense);
+  CodebookGradient gradient(arguments, Finish::dense, weights);
   Reduction& r = gradient.reduction;
   r.out = out.mutable_data_ptr();
   r.out_kind = arguments.lookup.kind;
@@ -460,10 +527,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
                                             bool need_pair, bool need_codeword) {
   const BackwardArguments arguments(grad_out, ids, codebook, pair_weights, codeword_weights,
                                     num_hashes, order, key_fields, siphash, first_hash, pool);
-  auto [pair, codeword] =
-      arguments.weight_gradients(pair_weights, need_pair, codeword_weights, need_codeword);
-  if (!need_codebook) return {torch::stable::new_empty(codebook, {0}), pair, codeword};
-  return {dense_gradient(arguments, codebook), pair, codeword};
+  const WeightGradients weights(arguments, pair_weights, need_pair, codeword_weights,
+                                need_codeword);
+  Tensor gradient = torch::stable::new_empty(codebook, {0});
+  if (need_codebook)
+    gradient = dense_gradient(arguments, codebook, weights);
+  else
+    weights.compute();
+  return {gradient, weights.pair(), weights.codeword()};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sparse(
@@ -473,16 +544,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sparse(
     bool need_codeword) {
   const BackwardArguments arguments(grad_out, ids, codebook, pair_weights, codeword_weights,
                                     num_hashes, order, key_fields, siphash, first_hash, pool);
-  auto [pair, codeword] =
-      arguments.weight_gradients(pair_weights, need_pair, codeword_weights, need_codeword);
+  const WeightGradients weights(arguments, pair_weights, need_pair, codeword_weights,
+                                need_codeword);
   const Lookup& l = arguments.lookup;
   const bool any = l.hashing.batch > 0;
   std::unique_ptr<CodebookGradient> gradient;
-  if (any) gradient = std::make_unique<CodebookGradient>(arguments, Finish::compact);
+  if (any) gradient = std::make_unique<CodebookGradient>(arguments, Finish::compact, weights);
   const int64_t rows = any ? gradient->count_rows() : 0;
   Tensor where = torch::stable::new_empty(ids, {2, rows});
   Tensor values = torch::stable::new_empty(codebook, {rows, l.width});
-  if (!any) return {where, values, pair, codeword};
+  if (!any) return {where, values, weights.pair(), weights.codeword()};
   auto* const books = static_cast<int64_t*>(where.mutable_data_ptr());
   int64_t* const numbers = books + rows;
   Reduction& r = gradient->reduction;
@@ -499,7 +570,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sparse(
     books[i] = book;
     numbers[i] -= book * n;
   }
-  return {where, values, pair, codeword};
+  return {where, values, weights.pair(), weights.codeword()};
 }
 
 std::tuple<Tensor, Tensor> backward_step(const Tensor& grad_out, const Tensor& ids, Tensor codebook,
@@ -512,9 +583,8 @@ std::tuple<Tensor, Tensor> backward_step(const Tensor& grad_out, const Tensor& i
                                          double beta2, int64_t step_number) {
   const BackwardArguments arguments(grad_out, ids, codebook, pair_weights, codeword_weights,
                                     num_hashes, order, key_fields, siphash, first_hash, pool);
-  // Before the update: these are gradients at the codebook that the forward saw.
-  auto [pair, codeword] =
-      arguments.weight_gradients(pair_weights, need_pair, codeword_weights, need_codeword);
+  const WeightGradients weights(arguments, pair_weights, need_pair, codeword_weights,
+                                need_codeword);
   const Lookup& l = arguments.lookup;
   const int64_t books = codebook.size(0), n = codebook.size(1), c = l.width;
   require(codebook.is_contiguous(), "codebook: expected a contiguous one for a fused step");
@@ -529,9 +599,9 @@ std::tuple<Tensor, Tensor> backward_step(const Tensor& grad_out, const Tensor& i
   check_state("first", first, !adam && per_row);
   if (adam) check_state("second", second, per_row);
   require(!adam || step_number >= 1, "step: expected at least 1");
-  if (l.hashing.batch == 0) return {pair, codeword};
+  if (l.hashing.batch == 0) return {weights.pair(), weights.codeword()};
 
-  CodebookGradient gradient(arguments, adam ? Finish::adam : Finish::adagrad);
+  CodebookGradient gradient(arguments, adam ? Finish::adam : Finish::adagrad, weights);
   Reduction& r = gradient.reduction;
   r.out = codebook.mutable_data_ptr();
   r.out_kind = l.kind;
@@ -550,7 +620,7 @@ std::tuple<Tensor, Tensor> backward_step(const Tensor& grad_out, const Tensor& i
         static_cast<float>(lr * std::sqrt(1.0 - std::pow(beta2, t)) / (1.0 - std::pow(beta1, t)));
   }
   gradient.run();
-  return {pair, codeword};
+  return {weights.pair(), weights.codeword()};
 }
 
 }  // namespace

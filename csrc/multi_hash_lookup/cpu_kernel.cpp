@@ -219,7 +219,7 @@ class Walk {
         scratch_(siphash_ + (h_.siphash ? elements_ * kBlock : 0)),
         hasher_(h_, static_cast<uint64_t*>(scratch_)) {
     // What is only read to fetch ahead, after the last sample of all.
-    for (int64_t i = 0; i < kElementsAhead; ++i)
+    for (int64_t i = 0; i < kMostLinesAhead; ++i)
       current_[elements_ * kBlock + i] = next_[elements_ * kBlock + i] = 0;
     start(begin);
     finish();
@@ -246,7 +246,7 @@ class Walk {
   void finish() { make(elements_ - made_); }
   // The first indices of the next block behind the present ones.
   void join() {
-    const int64_t ready = made_ < kElementsAhead ? made_ : kElementsAhead;
+    const int64_t ready = made_ < kMostLinesAhead ? made_ : kMostLinesAhead;
     for (int64_t i = 0; i < ready; ++i) current_[elements_ * kBlock + i] = next_[i];
   }
   void swap() {
@@ -322,9 +322,8 @@ struct Rows {
     book_after = s + 1 < l.hashing.num_hashes ? book + l.book_stride * kSize : books;
     bytes = NV > 0 ? NV * kLanes * kSize : l.width * kSize;
     stride = NV > 0 ? bytes : l.row_stride * kSize;
-    // As many cache lines as one core has in flight.
-    const int64_t rows = kElementsAhead * kLine / (bytes > kLine ? bytes : kLine);
-    ahead = l.prefetch ? (rows > kFewestAhead ? rows : kFewestAhead) : 0;
+    const int64_t rows = l.lines_ahead * kLine / (bytes > kLine ? bytes : kLine);
+    ahead = l.lines_ahead > 0 ? (rows > kFewestAhead ? rows : kFewestAhead) : 0;
     turn = crosses - ahead;
   }
   MTLFAST_INLINE const char* operator()(int64_t p) const {
@@ -596,12 +595,59 @@ struct Sums {
   }
 };
 
+// The dots of a part, made for as many entries at a time as a vector has lanes.
+class Dots {
+ public:
+  MTLFAST_INLINE Dots(const Reduction& r, const Part& part)
+      : entries_(part.entries),
+        to_(part.dots),
+        in_order_(part.table_rows != 0),
+        elements_(r.lookup.hashing.elements()),
+        element_bits_(r.element_bits) {}
+
+  // Of entry i, after all before it: the sum of the lanes of v.
+  MTLFAST_INLINE void put(int64_t i, Vec v) {
+    waiting_[i % kLanes] = v;
+    if (i % kLanes == kLanes - 1) write(i - kLanes + 1, kLanes);
+  }
+  // After the last of `count` entries.
+  MTLFAST_INLINE void finish(int64_t count) {
+    const int64_t left = count % kLanes;
+    if (left == 0) return;
+    for (int64_t i = left; i < kLanes; ++i) waiting_[i] = zero();
+    write(count - left, static_cast<int>(left));
+  }
+
+ private:
+  MTLFAST_INLINE void write(int64_t first, int count) {
+    const Vec dots = sum_each(waiting_);
+    if (in_order_) return store_first(to_ + first, dots, count);
+    alignas(64) float each[kLanes];
+    store(each, dots);
+    for (int k = 0; k < count; ++k) {
+      const auto entry = static_cast<uint32_t>(entries_[first + k]);
+      const int64_t sample = entry >> element_bits_;
+      to_[sample * elements_ + (entry - (sample << element_bits_))] = each[k];
+    }
+  }
+
+  Vec waiting_[kLanes];
+  const uint64_t* const entries_;
+  float* const to_;
+  const bool in_order_;
+  const int64_t elements_;
+  const int element_bits_;
+};
+
 // What an entry adds to its row. All that is needed is copied: stores to rows might change what is
 // behind a pointer, as far as the compiler knows.
-template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
 struct Terms {
   static constexpr int kWeightsEach = kPerMember ? kMembers : 1;
   const Columns<NV> columns;
+  const char* const codewords;  // of the bucket
+  const Kind kind;
+  const int64_t row_bytes;
   const uint64_t* const entries;
   const float *const grad, *const pair_weights, *const codeword_weights;
   const Element* const elements;
@@ -611,6 +657,10 @@ struct Terms {
 
   MTLFAST_INLINE Terms(const Reduction& r, const Part& part)
       : columns(r.lookup.width),
+        codewords(static_cast<const char*>(r.lookup.codebook) +
+                  part.first_row * r.lookup.row_stride * bytes_of(r.lookup.kind)),
+        kind(r.lookup.kind),
+        row_bytes(r.lookup.row_stride * bytes_of(r.lookup.kind)),
         entries(part.entries),
         grad(r.grad),
         pair_weights(r.lookup.pair_weights),
@@ -634,12 +684,17 @@ struct Terms {
     for (int k = 0; k < kMembers; ++k)
       prefetch_row<NV, true>(of_sample + element.place[k], width * 4);
     __builtin_prefetch(pair_weights + sample * pair_stride + element.cross * kWeightsEach);
+    if constexpr (kDots) prefetch_row<NV, true>(codeword(i), width * bytes_of(kind));
+  }
+  MTLFAST_INLINE const char* codeword(int64_t i) const {
+    return codewords + static_cast<int64_t>(entries[i] >> 32) * row_bytes;
   }
 
   // add(v, vector v of the term of entry i)
   template <class Add>
-  MTLFAST_INLINE void operator()(int64_t i, Add add) const {
+  MTLFAST_INLINE void operator()(int64_t i, Dots& dots, Add add) const {
     fetch(i + kEntriesAhead);
+    Vec dot = zero();
     const auto entry = static_cast<uint32_t>(entries[i]);
     const Element& element = elements[entry & mask];
     const int64_t sample = entry >> element_bits;
@@ -659,10 +714,13 @@ struct Terms {
         const Vec share = kPerMember ? of_member * broadcast(weight[k]) : of_member;
         t = k == 0 ? share : t + share;
       }
+      if constexpr (kDots)
+        dot += zero_outside(load_kind(codeword(i), at, kind, part_of_row) * t, part_of_row);
       if constexpr (!kPerMember) t *= broadcast(weight[0]);
       if constexpr (kWeighted) t *= load_part(factor + at, part_of_row);
       add(v, t);
     });
+    if constexpr (kDots) dots.put(i, dot);
   }
 };
 
@@ -685,10 +743,11 @@ MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
 }
 
 // Sums the entries of every row of a part with a table; leaves the places of the sums there.
-template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
 void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
   const Columns<NV> columns(r.lookup.width);
-  const Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
+  const Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
+  Dots dots(r, part);
   const uint64_t* const entries = part.entries;
   uint32_t* const table = sums.table;
   float* const rows = sums.rows;
@@ -714,7 +773,7 @@ void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
     next += kFirstLevel & is_new;
     const float* const from = sum(before);
     float* const to = sum(found);
-    term(i, [&](int64_t v, Vec t) { store(to + v * kLanes, load(from + v * kLanes) + t); });
+    term(i, dots, [&](int64_t v, Vec t) { store(to + v * kLanes, load(from + v * kLanes) + t); });
     ++found;
     if (__builtin_expect((found & (kFirstLevel - 1)) == 0, 0)) {
       full[num_full][0] = before;
@@ -725,6 +784,7 @@ void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
     }
     of_row = found;
   }
+  if constexpr (kDots) dots.finish(count);
   for (int64_t k = 0; k < num_full; ++k) {
     const float* const from = sum(full[k][0]);
     float* const to = sum(full[k][1]);
@@ -747,11 +807,12 @@ int64_t list_table(const Part& part, const Sums& sums) {
 }
 
 // Sums the entries of every row of a sorted part; returns the number of rows.
-template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
 int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
   const Columns<NV> columns(r.lookup.width);
   const uint64_t* const entries = part.entries;
-  const Terms<NV, kMembers, kPerMember, kWeighted> term(r, part);
+  const Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
+  Dots dots(r, part);
   Buffer<NV> sum(sums.block);
   clear(columns, sum);
   int64_t at = -1, run = 0;
@@ -768,7 +829,7 @@ int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
     sums.numbers[at] = static_cast<uint32_t>(low);
     sums.places[at] = static_cast<uint32_t>(at);
     before = low;
-    term(i, [&](int64_t v, Vec t) {
+    term(i, dots, [&](int64_t v, Vec t) {
       const Vec total = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(sum.get(v)) & keep) + t;
       sum.put(v, total);
       store(row + v * kLanes, total);
@@ -778,13 +839,14 @@ int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
     while (i + 1 < part.count && entries[i + 1] >> 32 == low) {
       clear(columns, sum);
       for (int64_t k = 0; k < kFirstLevel && i + 1 < part.count && entries[i + 1] >> 32 == low; ++k)
-        term(++i, [&](int64_t v, Vec t) { sum.put(v, sum.get(v) + t); });
+        term(++i, dots, [&](int64_t v, Vec t) { sum.put(v, sum.get(v) + t); });
       columns.each([&](int64_t v, auto) {
         float* const to = row + v * kLanes;
         store(to, load(to) + sum.get(v));
       });
     }
   }
+  if constexpr (kDots) dots.finish(part.count);
   return at + 1;
 }
 
@@ -939,14 +1001,15 @@ void write_table(const Reduction& r, const Part& part, const Sums& sums) {
   }
 }
 
-template <int NV, int kMembers, bool kPerMember, bool kWeighted>
+template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots = false>
 void reduce_part(const Reduction& r, const Part& part, const Sums& sums) {
+  constexpr int kRow = kWeighted ? 0 : NV;
   if (part.table_rows == 0) {
     finish_part<NV>(r, part, sums,
-                    sum_rows<kWeighted ? 0 : NV, kMembers, kPerMember, kWeighted>(r, part, sums));
+                    sum_rows<kRow, kMembers, kPerMember, kWeighted, kDots>(r, part, sums));
     return;
   }
-  sum_by_table<kWeighted ? 0 : NV, kMembers, kPerMember, kWeighted>(r, part, sums);
+  sum_by_table<kRow, kMembers, kPerMember, kWeighted, kDots>(r, part, sums);
   if (r.finish == Finish::dense)
     write_table<NV>(r, part, sums);
   else
@@ -965,7 +1028,9 @@ template <int NV>
 void reduce(const Reduction& r, const Part& part, float* scratch) {
   const Sums sums(r.lookup, scratch);
   const int64_t members = r.lookup.members();
-  if (members == 1)
+  if (r.wants_dots)
+    reduce_part<NV, 2, false, false, true>(r, part, sums);
+  else if (members == 1)
     reduce_with<NV, 1, false>(r, part, sums);
   else if (members == 2 && r.lookup.per_member)
     reduce_with<NV, 2, true>(r, part, sums);

@@ -37,7 +37,9 @@ struct Lookup {
   int64_t width = 0;
   int64_t row_stride = 0;   // in elements, as book_stride
   int64_t book_stride = 0;  // 0: all hash functions share one
-  bool prefetch = false;    // the codebook does not stay in a near cache
+  // Cache lines of the codebook that are fetched ahead, up to kMostLinesAhead; 0 where it stays in
+  // a near cache.
+  int64_t lines_ahead = 0;
   // [P]: where in a sample's output, pooled, the last field of a cross starts.
   const int32_t* last_place = nullptr;
   bool pool = true;  // out [B, F, m * width], else [B, P, m * width]
@@ -63,9 +65,9 @@ inline int64_t hash_scratch(const Hashing& h) {
   return 2 * h.num_fields * kBlock * 8 + texts;
 }
 // The indices of one block, and some more that are only read to fetch ahead.
-constexpr int64_t kElementsAhead = 32;
+constexpr int64_t kMostLinesAhead = 64;
 inline int64_t index_bytes(const Hashing& h) {
-  return round_up_floats(h.elements() * kBlock + kElementsAhead) * 4;
+  return round_up_floats(h.elements() * kBlock + kMostLinesAhead) * 4;
 }
 // Those of two blocks, and what is needed to make them.
 inline int64_t walk_scratch(const Hashing& h) {
@@ -115,6 +117,10 @@ struct Reduction {
   bool stream = false;      // `out` is larger than the caches: write past them
   int64_t* rows = nullptr;  // compact
   Step step;
+  // Whether parts also give `dots`: of every entry, its codeword times the gradient of what its
+  // cross was added to. Summed over the hash functions they are the gradient of the pair's weight.
+  // For two fields, pooled, without other weights.
+  bool wants_dots = false;
 };
 
 constexpr int64_t kMostPartEntries = 4096;
@@ -142,6 +148,8 @@ struct Part {
   bool open_head = false, open_tail = false;
   float* head = nullptr;
   float* tail = nullptr;
+  // With a table [count], else [B, m * P], whose rest belongs to other parts.
+  float* dots = nullptr;
 };
 
 // Sums of the rows of a part: each has at most one that is not full. And zero.

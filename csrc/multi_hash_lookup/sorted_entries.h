@@ -39,48 +39,31 @@ class SortedEntries {
   // `parallel(n, grain, body)` calls body(begin, end) on ranges of [0, n).
   template <class HashBlock, class Parallel>
   SortedEntries(const Lookup& lookup, bool keep_empty, const HashBlock& hash_block,
-                const Parallel& parallel) {
-    const Hashing& h = lookup.hashing;
-    const auto n = static_cast<int64_t>(h.num_codewords);
-    const bool is_private = lookup.book_stride != 0;
+                const Parallel& parallel)
+      : hashing_(lookup.hashing), is_private_(lookup.book_stride != 0) {
+    const Hashing& h = hashing_;
     const int64_t elements = h.elements(), total = h.batch * elements;
-    num_rows_ = n * (is_private ? h.num_hashes : 1);
+    num_rows_ = static_cast<int64_t>(h.num_codewords) * (is_private_ ? h.num_hashes : 1);
     element_bits_ = bits_of(static_cast<uint64_t>(elements - 1));
     choose_buckets(total);
 
-    const int64_t blocks = (h.batch + kBlock - 1) / kBlock;
-    const int64_t chunks =
-        std::clamp<int64_t>((blocks + kChunkBlocks - 1) / kChunkBlocks, 1, kMostChunks);
-    const auto indices = uninitialized<uint32_t>(blocks * elements * kBlock);
-    std::vector<uint32_t> places(static_cast<size_t>(chunks * buckets_), 0);
-    // body(row, sample, element) for every entry of a chunk.
-    const auto each_entry = [&](int64_t chunk, const auto& body) {
-      for (int64_t block = chunk * blocks / chunks; block < (chunk + 1) * blocks / chunks;
-           ++block) {
-        const uint32_t* index = indices.get() + block * elements * kBlock;
-        const int64_t first = block * kBlock, count = std::min(kBlock, h.batch - first);
-        for (int64_t e = 0; e < elements; ++e, index += kBlock) {
-          const int64_t book = is_private ? e / h.num_crosses * n : 0;
-          for (int64_t lane = 0; lane < count; ++lane) body(book + index[lane], first + lane, e);
-        }
-      }
-    };
-    parallel(chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        for (int64_t block = chunk * blocks / chunks; block < (chunk + 1) * blocks / chunks;
-             ++block)
-          hash_block(block, indices.get() + block * elements * kBlock);
-        uint32_t* const counts = places.data() + chunk * buckets_;
-        each_entry(chunk, [&](int64_t row, int64_t, int64_t) { ++counts[row >> bits_]; });
-      }
+    blocks_ = (h.batch + kBlock - 1) / kBlock;
+    chunks_ = std::clamp<int64_t>((blocks_ + kChunkBlocks - 1) / kChunkBlocks, 1, kMostChunks);
+    indices_ = uninitialized<uint32_t>(blocks_ * elements * kBlock);
+    places_.assign(static_cast<size_t>(chunks_ * buckets_), 0);
+    each_chunk(parallel, [&](int64_t chunk) {
+      for (int64_t block = first_block(chunk); block < first_block(chunk + 1); ++block)
+        hash_block(block, indices_.get() + block * elements * kBlock);
+      uint32_t* const counts = places_.data() + chunk * buckets_;
+      each_entry(chunk, [&](int64_t row, int64_t, int64_t) { ++counts[row >> bits_]; });
     });
     // From counts to the first place of every chunk in every bucket.
     bucket_start_.assign(static_cast<size_t>(buckets_) + 1, 0);
     int64_t place = 0;
     for (int64_t bucket = 0; bucket < buckets_; ++bucket) {
       bucket_start_[static_cast<size_t>(bucket)] = place;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        uint32_t& count = places[static_cast<size_t>(chunk * buckets_ + bucket)];
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        uint32_t& count = places_[static_cast<size_t>(chunk * buckets_ + bucket)];
         const uint32_t here = count;
         count = static_cast<uint32_t>(place);
         place += here;
@@ -92,15 +75,13 @@ class SortedEntries {
     second_ = uninitialized<uint64_t>(bits_ > 0 ? total + kEntriesAhead : 0);
     std::fill(first_.get() + total, first_.get() + total + kEntriesAhead, uint64_t{0});
     const uint64_t mask = (uint64_t{1} << bits_) - 1;
-    parallel(chunks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        uint32_t* const to = places.data() + chunk * buckets_;
-        each_entry(chunk, [&](int64_t row, int64_t sample, int64_t element) {
-          const uint64_t entry =
-              static_cast<uint64_t>(sample) << element_bits_ | static_cast<uint64_t>(element);
-          first_[to[row >> bits_]++] = (static_cast<uint64_t>(row) & mask) << 32 | entry;
-        });
-      }
+    each_chunk(parallel, [&](int64_t chunk) {
+      uint32_t* const to = places_.data() + chunk * buckets_;
+      each_entry(chunk, [&](int64_t row, int64_t sample, int64_t element) {
+        const uint64_t entry =
+            static_cast<uint64_t>(sample) << element_bits_ | static_cast<uint64_t>(element);
+        first_[to[row >> bits_]++] = (static_cast<uint64_t>(row) & mask) << 32 | entry;
+      });
     });
     std::vector<const uint64_t*> sorted(static_cast<size_t>(buckets_));
     parallel(buckets_, 16, [&](int64_t begin, int64_t end) {
@@ -112,6 +93,35 @@ class SortedEntries {
 
   int element_bits() const { return element_bits_; }
   std::vector<Part>& parts() { return parts_; }
+  int64_t size() const { return hashing_.batch * hashing_.elements(); }
+  int64_t in_tables() const {
+    int64_t count = 0;
+    for (const Part& part : parts_) count += part.table_rows != 0 ? part.count : 0;
+    return count;
+  }
+  // Where a part with a table starts among all entries.
+  int64_t place(const Part& part) const { return part.entries - first_.get(); }
+
+  // body(place, sample, element) for all entries of a chunk of samples, the elements in ascending
+  // order; the place is -1 where the bucket has no table.
+  template <class Parallel, class Body>
+  void each_place(const Parallel& parallel, const Body& body) const {
+    std::vector<char> has_table(static_cast<size_t>(buckets_));
+    for (int64_t bucket = 0; bucket < buckets_; ++bucket)
+      has_table[static_cast<size_t>(bucket)] = takes_table(entries_in(bucket)) ? 1 : 0;
+    each_chunk(parallel, [&](int64_t chunk) {
+      // The places of a chunk are by now those of the next one.
+      std::vector<uint32_t> at(static_cast<size_t>(buckets_));
+      for (int64_t bucket = 0; bucket < buckets_; ++bucket)
+        at[static_cast<size_t>(bucket)] =
+            chunk == 0 ? static_cast<uint32_t>(bucket_start_[static_cast<size_t>(bucket)])
+                       : places_[static_cast<size_t>((chunk - 1) * buckets_ + bucket)];
+      each_entry(chunk, [&](int64_t row, int64_t sample, int64_t element) {
+        const int64_t bucket = row >> bits_;
+        body(has_table[bucket] != 0 ? int64_t{at[bucket]++} : -1, sample, element);
+      });
+    });
+  }
 
   // Whether all entries of a part belong to one row that began in an earlier part.
   static bool only_continues(const Part& part) {
@@ -133,6 +143,32 @@ class SortedEntries {
   static uint64_t low(uint64_t entry) { return entry >> 32; }
 
  private:
+  int64_t first_block(int64_t chunk) const { return chunk * blocks_ / chunks_; }
+  template <class Parallel, class Body>
+  void each_chunk(const Parallel& parallel, const Body& body) const {
+    parallel(chunks_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) body(chunk);
+    });
+  }
+  // body(row, sample, element) for every entry of a chunk.
+  template <class Body>
+  void each_entry(int64_t chunk, const Body& body) const {
+    const Hashing& h = hashing_;
+    const int64_t elements = h.elements(), n = static_cast<int64_t>(h.num_codewords);
+    for (int64_t block = first_block(chunk); block < first_block(chunk + 1); ++block) {
+      const uint32_t* index = indices_.get() + block * elements * kBlock;
+      const int64_t first = block * kBlock, count = std::min(kBlock, h.batch - first);
+      for (int64_t e = 0; e < elements; ++e, index += kBlock) {
+        const int64_t book = is_private_ ? e / h.num_crosses * n : 0;
+        for (int64_t lane = 0; lane < count; ++lane) body(book + index[lane], first + lane, e);
+      }
+    }
+  }
+  int64_t entries_in(int64_t bucket) const {
+    return bucket_start_[static_cast<size_t>(bucket) + 1] -
+           bucket_start_[static_cast<size_t>(bucket)];
+  }
+
   void choose_buckets(int64_t total) {
     const int64_t wanted = std::clamp(total / kBucketEntries, kLeastBuckets, kMostBuckets);
     bits_ = 0;
@@ -149,8 +185,7 @@ class SortedEntries {
   }
 
   const uint64_t* sort_bucket(int64_t bucket) {
-    const int64_t start = bucket_start_[static_cast<size_t>(bucket)];
-    const int64_t count = bucket_start_[static_cast<size_t>(bucket) + 1] - start;
+    const int64_t start = bucket_start_[static_cast<size_t>(bucket)], count = entries_in(bucket);
     uint64_t* from = first_.get() + start;
     if (bits_ == 0 || count < 2 || takes_table(count)) return from;
     // Entries ascend within every chunk's lanes only; all differ, so that any sort of the whole
@@ -184,8 +219,7 @@ class SortedEntries {
   void make_parts(const std::vector<const uint64_t*>& sorted, bool keep_empty) {
     for (int64_t bucket = 0; bucket < buckets_; ++bucket) {
       const uint64_t* const entries = sorted[static_cast<size_t>(bucket)];
-      const int64_t count = bucket_start_[static_cast<size_t>(bucket) + 1] -
-                            bucket_start_[static_cast<size_t>(bucket)];
+      const int64_t count = entries_in(bucket);
       if (count == 0 && !keep_empty) continue;
       const int64_t pieces =
           std::max<int64_t>(1, (count + kMostPartEntries - 1) / kMostPartEntries);
@@ -210,9 +244,13 @@ class SortedEntries {
     }
   }
 
-  int64_t num_rows_ = 0, buckets_ = 1;
+  const Hashing hashing_;
+  const bool is_private_;
+  int64_t num_rows_ = 0, buckets_ = 1, blocks_ = 0, chunks_ = 1;
   int bits_ = 0;  // rows of a bucket: 2^bits
   int element_bits_ = 0;
+  std::unique_ptr<uint32_t[]> indices_;  // [blocks][elements][kBlock]
+  std::vector<uint32_t> places_;         // [chunks][buckets]: where the next entry goes
   std::vector<int64_t> bucket_start_;
   std::unique_ptr<uint64_t[]> first_, second_;
   std::vector<Part> parts_;

@@ -191,6 +191,24 @@ TEST(entries_are_in_order_and_complete) {
     }
     CHECK(filled == total_rows);
     CHECK(!was_open);
+    std::vector<const Part*> tables;
+    for (const Part& part : sorted.parts())
+      if (part.table_rows != 0) tables.push_back(&part);
+    int64_t found = 0, entries = 0;
+    sorted.each_place(serial, [&](int64_t place, int64_t sample, int64_t element) {
+      ++entries;
+      if (place < 0) return;
+      ++found;
+      const auto after =
+          std::upper_bound(tables.begin(), tables.end(), place,
+                           [&](int64_t p, const Part* part) { return p < sorted.place(*part); });
+      const Part& part = **(after - 1);
+      const uint64_t entry = part.entries[place - sorted.place(part)] & 0xffffffff;
+      CHECK(entry == (static_cast<uint64_t>(sample) << sorted.element_bits() |
+                      static_cast<uint64_t>(element)));
+    });
+    CHECK(found == sorted.in_tables());
+    CHECK(entries == sorted.size());
     if (shape.batch <= 300)
       CHECK(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }));
   }

@@ -224,6 +224,30 @@ def test_rows_summed_by_a_table(options: dict[str, Any], isa: str) -> None:
     check_tolerance(make(700, 7, 5000, vocabulary=40, **options))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"private": True, "num_hashes": 3},
+        {"width": 10},
+        {"width": 32, "dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+def test_weights_from_the_entries_of_a_large_codebook(options: dict[str, Any], isa: str) -> None:
+    """Beyond the near caches: pair weights' gradients are made where rows are summed."""
+    check_tolerance(
+        make(700, 7, 40_000, **{"width": 16, "vocabulary": 40, "pair_weights": "shared", **options})
+    )
+
+
+def test_weights_from_entries_some_of_which_are_sorted() -> None:
+    """One row has more entries than a table takes."""
+    case = make(4200, 5, 40_000, 16, vocabulary=4000, pair_weights="shared")
+    case.ids[:, :2] = 3
+    check_tolerance(case)
+
+
 def test_sorted_by_more_than_one_digit() -> None:
     case = make(600, 7, 2**24 + 3, 1, private=True, vocabulary=400)
     with torch.no_grad():

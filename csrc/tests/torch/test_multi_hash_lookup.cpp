@@ -128,6 +128,19 @@ TEST(multi_hash_hot_rows) {
   }
 }
 
+// Beyond the near caches: the pairs' weights get their gradient from the codebook's entries.
+TEST(multi_hash_large_codebook) {
+  Random r(24);
+  for (const int64_t vocabulary : {60, 1}) {
+    Options o;
+    o.batch = 700;
+    o.num_fields = 7;
+    o.n = 20000;
+    o.vocabulary = vocabulary;
+    check(r, o);
+  }
+}
+
 TEST(multi_hash_wrong_data_are_refused) {
   Random r(23);
   const Options o;

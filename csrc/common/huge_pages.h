@@ -1,0 +1,15 @@
+// Huge pages for tables that are read at random. A random row of a table on pages of 4 KiB costs a
+// walk through the page tables too, which keeps the memory from having as many rows on their way.
+#pragma once
+
+#include <cstdint>
+
+namespace mtlfast {
+
+// Whether most of [data, data + bytes) lies on huge pages, as far as this function has seen to it.
+// Tables that do not stay in near caches are moved there a piece per call, so that no call takes
+// long: their contents and addresses stay as they are. Nothing is moved where the system has no
+// huge pages, or an administrator or MTLFAST_HUGE_PAGES=off forbids them.
+bool on_huge_pages(const void* data, int64_t bytes);
+
+}  // namespace mtlfast
