@@ -78,7 +78,12 @@ def _gpu() -> str:
 
 
 def choose(
-    op: str, requested: str, device_type: str, obstacle: Callable[[str], str]
+    op: str,
+    requested: str,
+    device_type: str,
+    obstacle: Callable[[str], str],
+    *,
+    environment_binds: bool = True,
 ) -> tuple[str, str]:
     """``(backend, reason)`` for one call.
 
@@ -87,6 +92,9 @@ def choose(
         requested: the user's ``backend``; "auto" leaves it to MTLFAST_BACKEND, then to us.
         device_type: "cpu", "cuda" ...: where the tensors are.
         obstacle: why a fused backend cannot run this call; the empty string where it can.
+        environment_binds: a backend that MTLFAST_BACKEND names and that cannot run is an error;
+            False for parts of models that have fewer backends than the ops the variable is for:
+            they run on the reference then.
 
     Raises:
         ValueError: an unknown backend, or one that was asked for and cannot run.
@@ -108,6 +116,8 @@ def choose(
         raise bad(argument, f"one of {(*BACKENDS, 'auto')}", repr(requested))
     if requested != "reference":
         reason = obstacle(requested)
+        if reason and argument == "MTLFAST_BACKEND" and not environment_binds:
+            return "reference", f"{requested}: {reason}"
         if reason:
             raise bad(argument, f"one that can run {op} here", f"{requested!r}: {reason}")
     return requested, f"{argument} asks for it"

@@ -32,8 +32,9 @@ def stacked_linear(
     The experts, gates and towers of multi-task heads are such maps.
     :func:`mtlfast.reference.stacked_linear` is the definition. The C++ op adds the bias and
     rectifies in registers; its backward makes all gradients in one pass over the rows. It takes
-    float32; other dtypes, autocast and fewer than 512 rows run on torch's products. Results have
-    the same bits for any number of threads.
+    float32; other dtypes, autocast and fewer than 512 rows run on torch's products, also where
+    MTLFAST_BACKEND names another backend for the ops around it. Results have the same bits for any
+    number of threads.
 
     Args:
         x: ``[S, R, in]``, rows of ``S`` inputs, any strides.
@@ -91,7 +92,9 @@ def _choose(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tup
             return f"fewer than {_FEWEST_ROWS} rows"
         return ""
 
-    return _backend.choose("stacked_linear", backend, x.device.type, obstacle)
+    return _backend.choose(
+        "stacked_linear", backend, x.device.type, obstacle, environment_binds=False
+    )
 
 
 # ---- the C++ op: schema in csrc/schemas.cpp ----

@@ -150,6 +150,19 @@ def test_compiled_equals_eager_for_any_batch_size() -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
+def test_the_environments_backend_does_not_bind(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads in bfloat16, or on a GPU, go on with torch's products."""
+    monkeypatch.setenv("MTLFAST_BACKEND", backend)
+    x, weight, bias = (t.bfloat16() for t in make(1, 700, 2, 8, 16) if t is not None)
+    assert explain("stacked_linear", x, weight, bias).backend == "reference"
+    assert ops.stacked_linear(x, weight, bias).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="backend: expected one that can run stacked_linear"):
+        ops.stacked_linear(x, weight, bias, backend=backend)
+
+
 def test_explain_says_why() -> None:
     x, weight, bias = make(1, 600, 3, 16, 24)
     assert explain("stacked_linear", x, weight, bias).backend == "cpu"
