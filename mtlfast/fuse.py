@@ -5,7 +5,13 @@ What :func:`fuse_` recognizes:
 - our own modules that choose a backend and were built with another one than asked for:
   ``ConditionalTransformer``, ``SeparateTransformers``, ``InjectedTransformer``,
   ``MultiHashCodebook``, wherever they are (DTRN, DTN, TIM, ...);
+- torch-rechub's ``MMOE``, from four experts with ReLU on. Inference without gradients becomes 1.1
+  to 1.3 times as fast, a training step 1.0 to 1.3 times (2048 samples, 4 or 8 experts 16 to 512
+  wide, two CPU cores; ``python examples/fuse_torch_rechub.py`` measures again);
 - the classes that users teach it with :func:`register_fusion`.
+
+Not taken, since it does not gain: torch-rechub's ``PLE`` in the same manner (a training step 0.8
+to 1.1 times as fast). ``BatchNorm1d`` after every map is why MMOE gains little in training.
 """
 
 from __future__ import annotations

@@ -338,6 +338,17 @@ def test_conversion_after_fusing(gates):
     assert model(X.double()).dtype == torch.float64
 
 
+def test_attributes_set_meanwhile_are_kept(gates):
+    model = Gates()
+    model.epoch = 1
+    fuse_(model)
+    model.note = "trained"
+    unfuse_(model)
+    assert model.note == "trained"
+    assert model.epoch == 1
+    assert not hasattr(model, "backend")  # the replacement's own
+
+
 def test_checkpoints_load_either_way(gates):
     plain, fused = Model(), Model()
     fuse_(fused)
@@ -357,6 +368,17 @@ def test_compiles_afterwards(gates):
     unfuse_(model)
     fuse_(model, backend="reference")
     torch.testing.assert_close(compiled(X), model(X))
+
+
+def test_a_model_compiled_before_is_compiled_again(gates, monkeypatch):
+    model = Gates()
+    compiled = torch.compile(model, backend="eager")
+    before = compiled(X)
+    monkeypatch.setattr(FusedGates, "forward", lambda self, x: x + 1)
+    fuse_(model)
+    assert torch.equal(compiled(X), X + 1)
+    unfuse_(model)
+    torch.testing.assert_close(compiled(X), before)
 
 
 # ---- our own modules ----

@@ -28,6 +28,8 @@ class Replaced:
     original: nn.Module
     backend: str
     """What the replacement was asked to run on."""
+    own: frozenset[str]
+    """Names of the replacement's own attributes; all others are the module's."""
 
 
 def replaced(module: nn.Module) -> Replaced | None:
@@ -81,8 +83,9 @@ def check(module: nn.Module, fused: object, fusion: type[nn.Module]) -> None:
                     f"the module's own {kind} {name!r}",
                     "another tensor; optimizers would not see it",
                 )
-        if kind == "parameter" and (added := sorted(ours.keys() - theirs.keys())):
-            raise bad(argument, "only the module's parameters", f"{added} as well")
+        if kind == "parameter" and list(ours) != list(theirs):
+            expected = f"the module's parameters in their order, {list(theirs)}"
+            raise bad(argument, expected, list(ours))
     for hooks in _CALL_HOOKS:
         own = fused.__dict__.get(hooks)
         if own and own is not module.__dict__.get(hooks):
@@ -101,16 +104,24 @@ def exchange(module: nn.Module, fused: nn.Module, backend: str) -> None:
     for inner in fused.modules():
         if id(inner) not in kept:
             inner.training = original.training
-    fused.__dict__[_RECORD] = Replaced(original, backend)
+    old, new = original.__dict__, fused.__dict__
+    own = frozenset(name for name in new if name not in old or new[name] is not old[name])
+    new[_RECORD] = Replaced(original, backend, own | {_RECORD})
     _become(module, fused)
 
 
 def sync(module: nn.Module) -> nn.Module:
-    """The original of a changed module, with the parameters, buffers and modes of now."""
+    """The original of a changed module, with the parameters, buffers and modes of now.
+
+    And the attributes: trainers leave notes on models.
+    """
     record = replaced(module)
     if record is None:
         raise RuntimeError("the module was not replaced")
     original = record.original
+    for name, value in module.__dict__.items():
+        if name not in record.own:
+            original.__dict__[name] = value
     for name, parameter in _parameters(module):
         _put(original, name, parameter, "_parameters")
     for name, buffer in _buffers(module):

@@ -15,7 +15,9 @@ _Fusion = TypeVar("_Fusion", bound=type[nn.Module])
 
 # Qualified name of a class -> the fusion, in a module that may import that class's library: it is
 # imported when a model has such a module, so the library is there.
-_BUILT_IN: dict[str, tuple[str, str]] = {}
+_BUILT_IN = {
+    "torch_rechub.models.multi_task.mmoe.MMOE": ("mtlfast.fusions.torch_rechub", "FusedMMOE"),
+}
 
 _registered: list[type[nn.Module]] = []
 
@@ -31,8 +33,8 @@ def register_fusion(cls: _Fusion) -> _Fusion:
         compute something else.
     ``from_unfused(module, backend)``
         a class or static method that returns the ``cls`` that computes what ``module`` does, on
-        ``backend``. It has the module's own parameters and buffers, under the same names, and does
-        not keep the module itself, which is what changes.
+        ``backend``. It has the module's own parameters and buffers under the same names, parameters
+        in the same order, and does not keep the module itself, which is what changes.
     ``why_not(module, backend)``
         optional; a class or static method that returns None, or the reason why this module cannot
         be replaced.

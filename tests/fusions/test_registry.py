@@ -24,6 +24,8 @@ class Theirs(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2))
+        self.a = nn.Parameter(torch.ones(2))
+        self.b = nn.Parameter(torch.ones(2))
         self.register_buffer("count", torch.zeros(1))
 
     def forward(self, x):
@@ -33,7 +35,7 @@ class Theirs(nn.Module):
 def make(replaces=Theirs, name="Ours", **more):
     def from_unfused(cls, module, backend):
         fused = cls()
-        fused.weight = module.weight
+        fused.weight, fused.a, fused.b = module.weight, module.a, module.b
         fused.register_buffer("count", module.count)
         return fused
 
@@ -110,7 +112,7 @@ def test_a_class_does_not_replace_itself():
 def broken(change):
     def from_unfused(cls, module, backend):
         fused = cls()
-        fused.weight = module.weight
+        fused.weight, fused.a, fused.b = module.weight, module.a, module.b
         fused.register_buffer("count", module.count)
         return change(fused, module) or fused
 
@@ -126,6 +128,7 @@ def broken(change):
         (lambda fused, module: delattr(fused, "weight"), "parameter 'weight'"),
         (lambda fused, module: setattr(fused, "bias", nn.Parameter(torch.ones(2))), "bias"),
         (lambda fused, module: setattr(fused, "count", torch.ones(1)), "buffer 'count'"),
+        (lambda fused, module: fused._parameters.update(a=fused._parameters.pop("a")), "order"),
         (lambda fused, module: fused.register_buffer("more", torch.ones(1)), "state_dict keys"),
         (lambda fused, module: fused._non_persistent_buffers_set.add("count"), "state_dict keys"),
         (lambda fused, module: fused.register_forward_hook(print) and None, "hooks"),
