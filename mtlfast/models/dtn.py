@@ -186,9 +186,9 @@ class DTN(GatedModel[DTNOutput]):
         self.gates = InteractionGates(tasks, groups, self.input_dim, config.output_dim, config.gate)
         width = config.output_dim * (2 if config.combine == "concat" else 1)
         self.towers = Towers(tasks, width, config.tower_units, config.dropout)
-        if config.prior_bias and len(spec.positive_rates):
+        if config.prior_bias and len(self.prior_rates):
             with torch.no_grad():
-                self.towers.bias.copy_(log_odds(spec.positive_rates))
+                self.towers.bias.copy_(log_odds(self.prior_rates))
 
     def _compute(self, fields: Tensor, ids: Tensor) -> DTNOutput:
         outputs = tuple(method(fields, ids) for method in self._modules_of_methods())

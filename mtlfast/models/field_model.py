@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,9 @@ class FieldModelConfig:
         prior_bias: start the output biases at the log-odds of the data's positive rates.
         sparse_grad: sparse gradient of the embedding table.
         backend: implementation of the fused ops.
+        train_after_parent: a task that follows another in the data's tree learns from the samples
+            alone that are positive for that one, conversion from the clicked. By default every task
+            learns from all samples, as in DTN's published code.
 
     Raises:
         ValueError: naming the field.
@@ -46,6 +49,7 @@ class FieldModelConfig:
     prior_bias: bool = True
     sparse_grad: bool = False
     backend: str = "auto"
+    train_after_parent: bool = False
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -88,6 +92,10 @@ class FieldModel(nn.Module, ABC):
         super().__init__()
         self.num_tasks = len(spec.task_parents)
         self.num_fields = len(spec.vocab_sizes)
+        self.parents = tuple(spec.task_parents)
+        self.train_after_parent = config.train_after_parent
+        self.prior_rates = _rates_after(spec) if self.train_after_parent else spec.positive_rates
+        """Share of positives among the samples that each task learns from; empty when unknown."""
         self.embedding = FieldEmbedding(
             spec.vocab_sizes,
             config.embed_dim,
@@ -135,7 +143,22 @@ class FieldModel(nn.Module, ABC):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted sum of the tasks' mean binary cross-entropies, plus the model's own term."""
-        losses = task_losses(logits, labels, self.positive_weights)
+        counted = self._after_parents(labels) if self.train_after_parent else None
+        losses = task_losses(logits, labels, self.positive_weights, counted)
         loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
         extra = self.extra_loss(logits, labels)
         return loss if extra is None else loss + extra
+
+    def _after_parents(self, labels: Tensor) -> Tensor:
+        """Bool ``[B, T]``: whether a sample is positive for the task that each one follows."""
+        everyone = torch.ones_like(labels[:, 0], dtype=torch.bool)
+        columns = [everyone if p is None else labels[:, p] > 0.5 for p in self.parents]
+        return torch.stack(columns, dim=1)
+
+
+def _rates_after(spec: DataSpec) -> Sequence[float]:
+    rates = spec.positive_rates
+    return [
+        rate if parent is None or not rates[parent] else min(rate / rates[parent], 1.0)
+        for rate, parent in zip(rates, spec.task_parents, strict=False)
+    ]

@@ -8,7 +8,12 @@ from torch.nn import functional as F
 from mtlfast.errors import bad
 
 
-def task_losses(logits: Tensor, labels: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+def task_losses(
+    logits: Tensor,
+    labels: Tensor,
+    positive_weights: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Binary cross-entropy of every task ``[T]``, the mean over the batch, in float32.
 
     DTRN (CIKM 2023) Eq. 11.
@@ -17,6 +22,7 @@ def task_losses(logits: Tensor, labels: Tensor, positive_weights: Tensor | None 
         logits: ``[B, T]``.
         labels: ``[B, T]``, 0 or 1.
         positive_weights: ``[T]``, of the positive samples' terms; 1 when None.
+        counted: bool ``[B, T]``, the samples whose mean is taken; all when None, 0 without any.
     """
     if labels.shape != logits.shape:
         raise bad("labels", f"shape {list(logits.shape)}", f"shape {list(labels.shape)}")
@@ -25,4 +31,6 @@ def task_losses(logits: Tensor, labels: Tensor, positive_weights: Tensor | None 
     losses = F.binary_cross_entropy_with_logits(
         logits, labels.to(logits), reduction="none", pos_weight=positive_weights
     )
-    return losses.mean(dim=0)
+    if counted is None:
+        return losses.mean(dim=0)
+    return losses.masked_fill(~counted, 0.0).sum(dim=0) / counted.sum(dim=0).clamp(min=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtlfast._checks import check_count
 from mtlfast.errors import bad
-from mtlfast.heads import HeadConfig, MMoEConfig, PLEConfig
+from mtlfast.heads import ESMMConfig, HeadConfig, MMoEConfig, PLEConfig, SmallHeadsConfig
 from mtlfast.interactions import GDCNConfig, InteractionConfig, MaskNetConfig, MemoNetConfig
 from mtlfast.models.field_model import FieldModel, FieldModelConfig
 from mtlfast.models.spec import DataSpec
@@ -34,6 +34,9 @@ class MTLConfig(FieldModelConfig):
         super().__post_init__()
         if not isinstance(self.head, HeadConfig):
             raise bad("head", "a HeadConfig", type(self.head).__name__)
+        if self.train_after_parent and isinstance(self.head, (ESMMConfig, SmallHeadsConfig)):
+            # The one models all samples by its products, the other adds a loss over all of them.
+            raise bad("train_after_parent", f"False with the head {self.head.name}", True)
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ class MTL(FieldModel):
         if type(self) is MTL:  # others give it no fields to choose from
             head = head.on_fields(config.embed_dim, spec.vocab_sizes, spec.item_field)
         self.head = head.build(self._head_input(config), self.num_tasks, spec.task_parents)
-        if config.prior_bias and len(spec.positive_rates):
-            self.head.set_prior(spec.positive_rates)
+        if config.prior_bias and len(self.prior_rates):
+            self.head.set_prior(self.prior_rates)
 
     def _head_input(self, config: MTLConfig) -> int:
         """The width of what the head reads."""

@@ -98,9 +98,9 @@ class TFI(GatedModel[TFIOutput]):
         self.gate_bias = nn.Parameter(torch.zeros(self.num_tasks, 2 * per_group))
         xavier_(self.gate_weight)
         self.towers = Towers(self.num_tasks, config.output_dim, config.tower_units, config.dropout)
-        if config.prior_bias and len(spec.positive_rates):
+        if config.prior_bias and len(self.prior_rates):
             with torch.no_grad():
-                self.towers.bias.copy_(log_odds(spec.positive_rates))
+                self.towers.bias.copy_(log_odds(self.prior_rates))
 
     def _compute(self, fields: Tensor, ids: Tensor) -> TFIOutput:
         own_count = self.num_tasks * self.modules_per_group

@@ -314,6 +314,7 @@ class Trainer:
                 self._module,
                 batches,
                 self.source.spec.tasks,
+                parents=self.source.spec.task_parents,
                 device=self.fabric.device,
                 on_batch=progress.advance,
             )

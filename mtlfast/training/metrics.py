@@ -53,15 +53,29 @@ class TaskMetrics:
     Args:
         tasks: names of the T tasks.
         device: where the scores are kept until :meth:`compute`.
+        parents: for each task the task it follows, None for a root. Tasks that follow one also get
+            the AUC over the samples that are positive for it: of conversion among the clicked.
     """
 
-    def __init__(self, tasks: Sequence[str], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        device: torch.device | str = "cpu",
+        parents: Sequence[int | None] = (),
+    ) -> None:
         self.tasks = tuple(tasks)
+        if parents and len(parents) != len(self.tasks):
+            raise ValueError(f"parents: expected {len(self.tasks)} entries, found {len(parents)}")
+        self._followed = {t: parent for t, parent in enumerate(parents) if parent is not None}
+        self._auc_after = {
+            t: BinaryAUROC(thresholds=None, validate_args=False) for t in self._followed
+        }
+        self._positives_after = dict.fromkeys(self._followed, 0)
         self._auc = [BinaryAUROC(thresholds=None, validate_args=False) for _ in tasks]
         self._logloss = [LogLoss() for _ in tasks]
         self._positives = torch.zeros(len(self.tasks), dtype=torch.int64, device=device)
         self._count = 0
-        for metric in (*self._auc, *self._logloss):
+        for metric in (*self._auc, *self._auc_after.values(), *self._logloss):
             metric.to(device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -78,11 +92,17 @@ class TaskMetrics:
         for task in range(len(self.tasks)):
             self._auc[task].update(scores[:, task], labels[:, task].long())
             self._logloss[task].update(logits[:, task], labels[:, task])
+        for task, parent in self._followed.items():
+            chosen = labels[:, parent] > 0.5
+            own = labels[chosen, task].long()
+            if len(own):
+                self._auc_after[task].update(scores[chosen, task], own)
+                self._positives_after[task] += int(own.sum())
         self._positives += (labels > 0.5).sum(0)
         self._count += labels.shape[0]
 
     def compute(self) -> dict[str, dict[str, float | int | None]]:
-        """Task -> auc, logloss, positives, samples.
+        """Task -> auc, logloss, positives, samples, and auc_after_parent of tasks that have one.
 
         ``auc`` is ``None`` where a task has only one class, or a score is not a number;
         ``logloss`` is ``None`` where nothing was added or it is not finite.
@@ -99,7 +119,15 @@ class TaskMetrics:
                 "positives": int(positives[task]),
                 "samples": self._count,
             }
+            if task in self._followed:
+                known = finite and self._both_after(task, positives)
+                after = float(self._auc_after[task].compute()) if known else None
+                result[name]["auc_after_parent"] = after
         return result
+
+    def _both_after(self, task: int, positives: Sequence[int]) -> bool:
+        """Whether both classes are among the samples that are positive for the task's parent."""
+        return 0 < self._positives_after[task] < positives[self._followed[task]]
 
 
 def mean_auc(metrics: dict[str, dict[str, float | int | None]]) -> float | None:

@@ -154,3 +154,37 @@ def test_wrong_ids_are_named(name):
         make(name)(ids)
     with pytest.raises(ValueError, match=r"sparse: expected shape \[B, 3\]"):
         make(name)(ids[:, :2])
+
+
+@pytest.mark.parametrize("name", ["mtl", "dtn", "tfi"])
+def test_tasks_may_learn_from_the_positives_of_the_task_before(name):
+    model, ids = make(name, train_after_parent=True, task_weights=[1.0, 2.0, 3.0]), make_ids()
+    labels = torch.tensor(
+        [[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    ).double()
+    logits = model(ids).detach().requires_grad_()
+    loss = model.loss(logits, labels)
+    expected = torch.zeros(())
+    for t, weight in enumerate((1.0, 2.0, 3.0)):
+        rows = range(B) if t == 0 else [i for i in range(B) if labels[i, t - 1] == 1]
+        terms = []
+        for i in rows:
+            p = torch.sigmoid(logits[i, t])
+            terms.append(-torch.log(p if labels[i, t] else 1 - p))
+        expected = expected + weight * sum(terms) / len(terms)
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(grad != 0, torch.cat((torch.ones(B, 1), labels[:, :2]), dim=1) != 0)
+    # The start is at the rates of the samples that count: 0.3, 0.1 / 0.3, 0.05 / 0.1.
+    towers = model.head.towers if name == "mtl" else model.towers
+    rates = torch.tensor([0.3, 1 / 3, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(towers.bias.sigmoid(), rates, rtol=1e-6, atol=1e-6)
+    # Nobody came so far: no loss and no NaN.
+    nobody = model.loss(logits, torch.zeros(B, T).double())
+    torch.testing.assert_close(nobody, torch.nn.functional.softplus(logits[:, 0]).mean())
+
+
+@pytest.mark.parametrize("head", ["esmm", "small_heads"])
+def test_heads_of_all_samples_refuse_to_learn_from_some(head):
+    with pytest.raises(ValueError, match="train_after_parent: expected False with the head"):
+        make("mtl", head=head, train_after_parent=True)

@@ -112,12 +112,16 @@ def test_relaimp_stands_beside_the_paper():
     assert [row["published_relaimp"] for row in rows] == [0.0, pytest.approx(50.0), None]
     for row in rows:
         row.update(parameters=None, auc_sd=None, logloss=0.25, logloss_sd=0.5)
-        row["published_logloss"] = None
+        row["published_logloss"] = row["auc_after_parent"] = None
     text = format_table(rows)
     assert "| A | +50.00 % (+50.00 %) |" in text
     assert "LogLoss" not in text
     rows[1]["published_logloss"] = 0.125
     assert "| A | 0.250000 ± 0.500000 (0.125000) |" in format_table(rows)
+    rows[2]["auc_after_parent"] = 0.25
+    assert "| AUC among the positives of the task before | click |\n|---|---|\n| B | 0.2500 |" in (
+        format_table(rows)
+    )
     rows[0]["auc"] = 0.5  # which only guesses
     _add_relaimp(rows, "Base")
     assert rows[1]["relaimp"] is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtlfast.training.evaluation import format_metrics
+from mtlfast.training.evaluation import format_metrics, metrics_rows
 from mtlfast.training.metrics import TaskMetrics, mean_auc
 
 
@@ -42,6 +42,29 @@ def test_metrics_equal_their_definitions_for_any_batching(dtype):
             assert result[name]["logloss"] == pytest.approx(logloss(x, y), rel=1e-9)
             assert result[name]["positives"] == int(y.sum())
             assert result[name]["samples"] == 700
+
+
+def test_auc_among_the_positives_of_the_task_before():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(500, 4, generator=generator)
+    click = torch.rand(500, generator=generator) < torch.sigmoid(logits[:, 1])
+    cart = click & (torch.rand(500, generator=generator) < torch.sigmoid(logits[:, 2]))
+    labels = torch.stack([torch.ones(500), click, cart, torch.zeros(500)], dim=1).float()
+    metrics = TaskMetrics(("all", "click", "cart", "none"), parents=(None, 0, 1, 2))
+    for part, target in zip(logits.split(130), labels.split(130), strict=True):
+        metrics.update(part, target)
+    result = metrics.compute()
+    assert "auc_after_parent" not in result["all"]
+    assert result["click"]["auc_after_parent"] == result["click"]["auc"]  # all are positive before
+    expected = auc_by_ranks(logits[click, 2].numpy(), labels[click, 2].numpy())
+    assert result["cart"]["auc_after_parent"] == pytest.approx(expected, abs=1e-6)
+    assert result["none"]["auc_after_parent"] is None
+    text = format_metrics(result).splitlines()
+    assert text[0].endswith("AUC after parent")
+    assert text[3].endswith(f"{expected:.4f}")
+    assert metrics_rows(result)[0][-1] is None
+    with pytest.raises(ValueError, match="parents: expected 2 entries, found 1"):
+        TaskMetrics(("a", "b"), parents=(None,))
 
 
 def test_large_logits_do_not_tie():

@@ -34,6 +34,8 @@ COLUMNS = (
     "published_logloss",
     "relaimp",
     "published_relaimp",
+    "auc_after_parent",
+    "auc_after_parent_sd",
 )
 # What may differ between two runs with the same numbers.
 _WITHOUT_EFFECT = frozenset(
@@ -209,6 +211,7 @@ def _rows(variant: Variant, tasks: Sequence[str], runs: Sequence[Record]) -> lis
                 "task": task,
                 **_mean(cells, "auc"),
                 **_mean(cells, "logloss"),
+                **_mean(cells, "auc_after_parent"),
                 "seeds": len(runs),
                 "published_auc": variant.paper(tasks, task),
                 "published_logloss": variant.paper_logloss(tasks, task),
@@ -218,7 +221,7 @@ def _rows(variant: Variant, tasks: Sequence[str], runs: Sequence[Record]) -> lis
 
 
 def _mean(cells: Sequence[Mapping[str, Any]], name: str) -> Record:
-    values = [cell[name] for cell in cells if cell[name] is not None]
+    values = [cell[name] for cell in cells if cell.get(name) is not None]
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {name: statistics.fmean(values) if values else None, f"{name}_sd": spread}
 
@@ -239,11 +242,16 @@ def _add_relaimp(rows: Sequence[Record], base: str | None) -> None:
 def format_table(rows: Sequence[Record]) -> str:
     """AUC in Markdown, one column per task, in brackets what was published.
 
-    Behind it LogLoss where there is any published, and RelaImp where there is a base.
+    Behind it LogLoss where there is any published, the AUC of tasks that follow another among that
+    one's positives, and RelaImp where there is a base.
     """
     texts = [_section(rows, "auc", _auc_text, with_size=True)]
     if any(row["published_logloss"] is not None for row in rows):
         texts.append(_section(rows, "logloss", _logloss_text, title="LogLoss"))
+    if any(row["auc_after_parent"] is not None for row in rows):
+        funnel = [row for row in rows if row["auc_after_parent"] is not None]
+        title = "AUC among the positives of the task before"
+        texts.append(_section(funnel, "auc_after_parent", _auc_text, title=title))
     if any(row["relaimp"] is not None for row in rows):
         texts.append(_section(rows, "relaimp", _percent, title="RelaImp"))
     if any(row["published_auc"] is not None for row in rows):
@@ -275,7 +283,7 @@ def _cell(row: Record, name: str, text: Callable[[float], str]) -> str:
     found = "n/a" if row[name] is None else text(row[name])
     if row.get(f"{name}_sd") is not None:
         found += f" ± {text(row[f'{name}_sd'])}"
-    published = row[f"published_{name}"]
+    published = row.get(f"published_{name}")
     return found if published is None else f"{found} ({text(published)})"
 
 
