@@ -122,8 +122,9 @@ def fuse_(
     Modules keep their identity: every reference to one stays good, shared modules stay shared,
     parameters, buffers, ``state_dict``, hooks and the training mode are the same before and after.
     What changes is the class, or the backend, of this model's modules; nothing global does.
-    Calling it again changes nothing; :func:`unfuse_` undoes it. Compile a model afterwards. Hooks on
-    what lies inside a module are a reason not to replace it; later ones there may not be called.
+    Calling it again changes nothing; :func:`unfuse_` undoes it. Compile a model afterwards.
+    Hooks on what lies inside a module are a reason not to replace it; later ones there may not be
+    called.
 
     Args:
         model: any module; may be recognized itself.
