@@ -111,13 +111,11 @@ inline float softmax_in_place(float* scores, int length) {
   return 1.0f / sum_lanes(sum);
 }
 
-// out[h] = scale * (inverse[h] sum_j weights[h][j] rows[j]) + shift for HEADS heads and NV vectors
-// of columns.
-template <int D, int HEADS, int NV>
+// finish(h, v, inverse[h] sum_j weights[h][j] rows[j]) for HEADS heads and NV vectors of columns.
+template <int D, int HEADS, int NV, typename Finish>
 MTLFAST_INLINE void pool_columns(const float* rows, int length, const float* weights,
                                  int64_t stride, const float* inverse, int64_t inverse_stride,
-                                 const float* scale, const float* shift, float* out,
-                                 int64_t head_stride) {
+                                 Finish finish) {
   constexpr int kChains = HEADS * NV < 4 ? 2 : 1;
   Vec sum[kChains][HEADS][NV];
 #pragma GCC unroll 2
@@ -149,8 +147,7 @@ MTLFAST_INLINE void pool_columns(const float* rows, int length, const float* wei
     for (int v = 0; v < NV; ++v) {
       Vec total = sum[0][h][v];
       if constexpr (kChains == 2) total += sum[1][h][v];
-      store(out + h * head_stride + v * kLanes,
-            total * factor * load(scale + v * kLanes) + load(shift + v * kLanes));
+      finish(h, v, total * factor);
     }
   }
 }
@@ -171,6 +168,49 @@ MTLFAST_INLINE void each_heads(int heads, Body body) {
   for (; h < heads; ++h) body(h, HeadCount<1>{});
 }
 
+// How many vectors of a row, and heads, one pass takes: as registers allow.
+template <int D>
+constexpr int kRowVectors = D / kLanes < 4 ? D / kLanes : 4;
+template <int D>
+constexpr int kPassHeads = kLanes < 16 && kRowVectors<D> == 4 ? 2 : 4;
+
+// scores[h][slot + j] = vectors[pair][h] . token j for every pair of at least `shortest` tokens.
+template <int D>
+void score_pairs(const Pair* pairs, int count, int shortest, const Shape& s, const float* columns,
+                 int64_t ld, const float* vectors, float* scores, int64_t stride) {
+  for (int i = 0; i < count; ++i) {
+    if (pairs[i].length < shortest) continue;
+    each_heads<kPassHeads<D>>(s.heads, [&](int h, auto heads) {
+      score_heads<D, decltype(heads)::value>(columns + pairs[i].begin, ld, s.d, pairs[i].length,
+                                             vectors + (static_cast<int64_t>(i) * s.heads + h) * D,
+                                             scores + h * stride + pairs[i].slot, stride);
+    });
+  }
+}
+
+// Exponentials in place of every pair's scores, which those of a single token do not need.
+inline void softmax_pairs(const Pair* pairs, int count, int heads, const PairScores& a) {
+  for (int i = 0; i < count; ++i)
+    for (int h = 0; h < heads; ++h)
+      a.inverse[h * count + i] =
+          softmax_in_place(a.scores + h * a.stride + pairs[i].slot, pairs[i].length);
+}
+
+// finish(pair, h, c, x) for every vector x of every pair's pooled rows, c its first column.
+template <int D, typename Finish>
+MTLFAST_INLINE void pool_pairs(const Pair* pairs, int count, const Shape& s, const float* rows,
+                               const PairScores& a, Finish finish) {
+  constexpr int kVectors = kRowVectors<D>;
+  for (int i = 0; i < count; ++i)
+    each_heads<kPassHeads<D>>(s.heads, [&](int first, auto heads) {
+      for (int c = 0; c < s.width.columns; c += kVectors * kLanes)
+        pool_columns<D, decltype(heads)::value, kVectors>(
+            rows + static_cast<int64_t>(pairs[i].begin) * D + c, pairs[i].length,
+            a.scores + first * a.stride + pairs[i].slot, a.stride, a.inverse + first * count + i,
+            count, [&](int h, int v, Vec x) { finish(i, first + h, c + v * kLanes, x); });
+    });
+}
+
 // For every pair of a group: out[h][pair] = scale * softmax(scores)_h rows + shift, the pooled
 // tokens through the norm of position 1. `columns` [d][ld] and `rows` [tokens][D] are the same
 // normalized tokens; out rows are at (slot_of_pair[i]) * D, heads `head_stride` apart.
@@ -179,30 +219,12 @@ void attend_pairs(const Pair* pairs, int count, const int* slot_of_pair, const S
                   const float* columns, int64_t ld, const float* rows, const float* vectors,
                   const PairScores& a, const float* scale, const float* shift, float* out,
                   int64_t head_stride) {
-  constexpr int kVectors = D / kLanes;
-  constexpr int kAtOnce = kVectors < 4 ? kVectors : 4;         // vectors of a row
-  constexpr int kHeads = kLanes < 16 && kAtOnce == 4 ? 2 : 4;  // as registers allow
-  for (int i = 0; i < count; ++i) {
-    if (pairs[i].length == 1) continue;
-    each_heads<kHeads>(s.heads, [&](int h, auto heads) {
-      score_heads<D, decltype(heads)::value>(columns + pairs[i].begin, ld, s.d, pairs[i].length,
-                                             vectors + (static_cast<int64_t>(i) * s.heads + h) * D,
-                                             a.scores + h * a.stride + pairs[i].slot, a.stride);
-    });
-  }
-  for (int i = 0; i < count; ++i)
-    for (int h = 0; h < s.heads; ++h)
-      a.inverse[h * count + i] =
-          softmax_in_place(a.scores + h * a.stride + pairs[i].slot, pairs[i].length);
-  for (int i = 0; i < count; ++i)
-    each_heads<kHeads>(s.heads, [&](int h, auto heads) {
-      for (int c = 0; c < s.width.columns; c += kAtOnce * kLanes)
-        pool_columns<D, decltype(heads)::value, kAtOnce>(
-            rows + static_cast<int64_t>(pairs[i].begin) * D + c, pairs[i].length,
-            a.scores + h * a.stride + pairs[i].slot, a.stride, a.inverse + h * count + i, count,
-            scale + c, shift + c, out + h * head_stride + int64_t{slot_of_pair[i]} * D + c,
-            head_stride);
-    });
+  score_pairs<D>(pairs, count, 2, s, columns, ld, vectors, a.scores, a.stride);
+  softmax_pairs(pairs, count, s.heads, a);
+  pool_pairs<D>(pairs, count, s, rows, a, [&](int i, int h, int c, Vec x) {
+    store(out + h * head_stride + int64_t{slot_of_pair[i]} * D + c,
+          x * load(scale + c) + load(shift + c));
+  });
 }
 
 }  // namespace MTLFAST_ISA

@@ -2,6 +2,7 @@
 // that every candidate's gradients are summed by one thread in one order.
 #pragma once
 
+#include "attend_backward.h"
 #include "decoder_tail_rows.h"
 #include "forward.h"
 
@@ -71,6 +72,7 @@ struct BackwardScratch {
   Segment* segments;
   float *x, *normalized0, *rstd0, *d_normalized0;  // [rows][D]
   float *encoder_in, *encoded, *rstd1, *hidden;    // one task; hidden is [blocks][rows][kHidden]
+  float* encoded_t;                                // [columns][ld] the same as columns
   float *d_encoded, *d_encoder_in, *dh, *dx;
   AttentionScratch<D> attention;
   TailScratch<D> tail;
@@ -79,11 +81,12 @@ struct BackwardScratch {
   float *pooled, *d_values, *d_vectors;  // [heads][pairs][D]
   float* pair_d_head;                    // [pairs][D]
   float* d_scores;
+  float* inverse;    // [heads][pairs]
   float* d_head;     // [candidates of a batch * T][D], group by group
   float* d_item;     // [candidates of the range][D]
   float* d_queries;  // [heads][candidates of the range][D]
   float *q, *d_q;    // [kTailRows][D]
-  int64_t rows;
+  int64_t rows, ld;
 
   // `batch_candidates`: the most that one batch of users serves; `range_candidates`: one range.
   int64_t layout(float* base, const Problem& p, int64_t batch_candidates,
@@ -98,6 +101,8 @@ struct BackwardScratch {
     for (float** m :
          {&x, &normalized0, &d_normalized0, &encoder_in, &encoded, &d_encoded, &d_encoder_in, &dx})
       *m = a.take(block);
+    ld = rows + kLanes;  // not a power of two: columns spread over the cache
+    encoded_t = a.take(s.width.columns * ld + kQueries);
     rstd0 = a.take(rows + kLanes);
     rstd1 = a.take(rows + kLanes);
     hidden = a.take(s.blocks * rows * kHidden);
@@ -108,6 +113,7 @@ struct BackwardScratch {
     for (float** m : {&vectors, &d_pooled, &pooled, &d_values, &d_vectors}) *m = a.take(pair_block);
     pair_d_head = a.take(static_cast<int64_t>(most) * D);
     d_scores = a.take(p.heads * group.score_stride);
+    inverse = a.take(static_cast<int64_t>(most) * s.heads);
     d_head = a.take(batch_candidates * p.tasks * D);
     d_item = a.take(range_candidates * D);
     d_queries = a.take(s.heads * range_candidates * D);
@@ -179,19 +185,6 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
   project<D>(tail.g2, packed.dout, rows, s, d_head);
 }
 
-// p * (dp - sum p dp) over one run of scores; whole vectors are written, as in softmax_run.
-inline void softmax_run_backward(const float* weights, const float* gradient, int length,
-                                 float* result) {
-  Vec inner = zero();
-  for (int j = 0; j < length; j += kLanes) {
-    const int count = length - j < kLanes ? length - j : kLanes;
-    inner += select_first(count, load(weights + j) * load(gradient + j), zero());
-  }
-  const Vec mean = broadcast(sum_lanes(inner));
-  for (int j = 0; j < length; j += kLanes)
-    store(result + j, load(weights + j) * (load(gradient + j) - mean));
-}
-
 // Attention of one task and one group of pairs: d_encoded, and the gradients of W_V, of the norm at
 // position 1 and of the absorbed queries.
 template <int D>
@@ -204,10 +197,14 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
   const float* scale = packed.scale_row(p, task, behavior, 1);
   const float* shift = packed.shift_row(p, task, behavior, 1);
   const int64_t head_stride = static_cast<int64_t>(pairs) * D;
+  const PairScores scores{gs.scores, gs.score_stride, a.inverse};
+  assign_slots(gs.pairs, pairs);
   scaled_vectors<D>(gs.pairs, pairs, s, scale, queries, a.vectors);
-  score_dots<D>(gs.map, a.encoded, a.vectors, s, gs.scores, gs.score_stride);
-  softmax_pairs(gs.pairs, pairs, s.heads, gs.scores, gs.score_stride, gs.weights);
-  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, gs.weights, gs.score_stride, a.pooled, head_stride);
+  score_pairs<D>(gs.pairs, pairs, 2, s, a.encoded_t, a.ld, a.vectors, gs.scores, gs.score_stride);
+  softmax_pairs(gs.pairs, pairs, s.heads, scores);
+  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, scores, [&](int i, int h, int c, Vec x) {
+    store(a.pooled + h * head_stride + int64_t{i} * D + c, x);
+  });
   for (int i = 0; i < pairs; ++i)
     std::memcpy(a.pair_d_head + static_cast<int64_t>(i) * D,
                 d_head + (static_cast<int64_t>(task) * g.count + gs.slot_of_pair[i]) * D,
@@ -236,27 +233,21 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
         store(to + c, load(d_values + static_cast<int64_t>(i) * D + c) * load(scale + c));
     }
   }
-  score_dots<D>(gs.map, a.encoded, a.d_pooled, s, gs.scores, gs.score_stride);
-  for (int i = 0; i < pairs; ++i)
-    for (int h = 0; h < s.heads; ++h) {
-      const int64_t at = h * gs.score_stride + gs.pairs[i].slot;
-      softmax_run_backward(gs.weights + at, gs.scores + at, gs.pairs[i].length, a.d_scores + at);
-    }
-  spread_pairs<D>(gs.pairs, pairs, s, gs.weights, gs.score_stride, a.d_pooled, a.d_encoded);
-  spread_pairs<D>(gs.pairs, pairs, s, a.d_scores, gs.score_stride, a.vectors, a.d_encoded);
-  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, a.d_scores, gs.score_stride, a.d_vectors,
-                head_stride);
+  attend_pairs_backward<D>(gs.pairs, pairs, s, a.encoded_t, a.ld, a.encoded, a.vectors, a.d_pooled,
+                           scores, a.d_scores, a.d_encoded, a.d_vectors);
   for (int h = 0; h < s.heads; ++h)
-    for (int i = 0; i < pairs; ++i) {
-      const float* dv = a.d_vectors + h * head_stride + static_cast<int64_t>(i) * D;
-      const int64_t position = gs.pairs[i].position;
-      const float* query = queries + (position * s.heads + h) * D;
-      float* dq = a.d_queries + (h * range_candidates + position - first_position) * D;
-      float* d_scale = grad.scale + table;
-      for (int c = 0; c < s.width.columns; c += kLanes) {
-        store(d_scale + c, load(d_scale + c) + load(dv + c) * load(query + c));
-        store(dq + c, load(dq + c) + load(dv + c) * load(scale + c));
+    for (int c = 0; c < s.width.columns; c += kLanes) {
+      const Vec factor = load(scale + c);
+      Vec d_scale = zero();
+      for (int i = 0; i < pairs; ++i) {
+        const Vec dv = load(a.d_vectors + h * head_stride + int64_t{i} * D + c);
+        const int64_t position = gs.pairs[i].position;
+        float* dq = a.d_queries + (h * range_candidates + position - first_position) * D + c;
+        d_scale += dv * load(queries + (position * s.heads + h) * D + c);
+        store(dq, load(dq) + dv * factor);
       }
+      float* sum = grad.scale + table + c;
+      store(sum, load(sum) + d_scale);
     }
 }
 
@@ -353,6 +344,9 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
                        a.encoder_in);
         feed_forward<D>(packed.encoder, s, a.encoder_in, rows, a.encoded, a.hidden, hidden_block);
         normalize_rows<D>(a.encoded, rows, s.width, p.eps, a.rstd1);
+        for (int r = 0; r < rows; r += kLanes)
+          rows_to_columns<D>(a.encoded + static_cast<int64_t>(r) * D, s.width, a.encoded_t + r,
+                             a.ld);
         fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
         at_user = batch.first;
         for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
@@ -360,7 +354,6 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
                                      kNeverShared, &at_user, most, most_entries, gs.candidates,
                                      gs.lengths, gs.pairs, gs.slot_of_pair);
           if (g.num_pairs > 0) {
-            gs.map.build(gs.pairs, g.num_pairs);
             attention_backward<D>(p, packed, s, behavior, t, g,
                                   a.d_head + (position - batch_position) * p.tasks * D, queries,
                                   first_position, candidates, grad, a);

@@ -107,8 +107,7 @@ struct GroupScratch {
   int64_t* candidates;
   int *lengths, *slot_of_pair;
   Pair* pairs;
-  ScoreMap map;
-  float *scores, *weights;  // [heads][entries]
+  float* scores;  // [heads][score_stride]
   int64_t score_stride;
 
   void layout(Arena& a, const Problem& p) {
@@ -119,10 +118,8 @@ struct GroupScratch {
     slot_of_pair = reinterpret_cast<int*>(a.take(most));
     pairs = reinterpret_cast<Pair*>(
         a.take(static_cast<int64_t>(most) * (sizeof(Pair) / sizeof(float))));
-    map.layout(a, entries);
     score_stride = round_up_lanes(static_cast<int>(entries)) + int64_t{most} * kLanes;
     scores = a.take(p.heads * score_stride);
-    weights = a.take(p.heads * score_stride);
   }
 };
 

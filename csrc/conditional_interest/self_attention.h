@@ -39,12 +39,18 @@ inline void scale_columns(float* x, int64_t ld, int rows, int vectors, const Vec
       store(x + r * ld + v * kLanes, load(x + r * ld + v * kLanes) * factor[v]);
 }
 
+// True for heads so narrow that queries and sums of one head fit into registers.
+inline bool fits_registers(int head_dim) {
+  return head_dim == 8 || (head_dim == 16 && kLanes == 16);
+}
+
 // One head of WIDTH features, for one vector of queries against all keys of their sequence: o = V
-// softmax(K q). Queries and sums stay in registers; scores [length][kLanes] are written once and
-// read once. Strides: ld of the columns, D of the rows of v.
-template <int D, int WIDTH>
-void attend_queries(const float* q, const float* k, int64_t ld, const float* v_rows, int length,
-                    float* scores, float* o) {
+// softmax(K q). Queries and sums stay in registers; scores [length][STRIDE] are written once and
+// read once. Where they are to be KEPT, they end as exponentials: the softmax is these times the
+// returned vector. Strides: ld of the columns, D of the rows of v.
+template <int D, int WIDTH, int STRIDE, bool KEPT>
+Vec attend_queries(const float* q, const float* k, int64_t ld, const float* v_rows, int length,
+                   float* scores, float* o) {
   Vec query[WIDTH];
 #pragma GCC unroll 16
   for (int c = 0; c < WIDTH; ++c) query[c] = load(q + c * ld);
@@ -57,7 +63,7 @@ void attend_queries(const float* q, const float* k, int64_t ld, const float* v_r
       odd += broadcast(k[(c + 1) * ld + j]) * query[c + 1];
     }
     const Vec x = even + odd;
-    store(scores + j * kLanes, x);
+    store(scores + j * STRIDE, x);
     largest = largest > x ? largest : x;
   };
   int j = 0;
@@ -72,7 +78,8 @@ void attend_queries(const float* q, const float* k, int64_t ld, const float* v_r
 #pragma GCC unroll 16
   for (int c = 0; c < WIDTH; ++c) head[c] = zero();
   for (j = 0; j < length; ++j) {
-    const Vec e = exponential_below(load(scores + j * kLanes), top);
+    const Vec e = exponential_below(load(scores + j * STRIDE), top);
+    if constexpr (KEPT) store(scores + j * STRIDE, e);
     sum += e;
 #pragma GCC unroll 16
     for (int c = 0; c < WIDTH; ++c) head[c] += broadcast(v_rows[j * D + c]) * e;
@@ -80,6 +87,7 @@ void attend_queries(const float* q, const float* k, int64_t ld, const float* v_r
   const Vec inverse = broadcast(1.0f) / sum;
 #pragma GCC unroll 16
   for (int c = 0; c < WIDTH; ++c) store(o + c * ld, head[c] * inverse);
+  return inverse;
 }
 
 template <int D>
@@ -124,8 +132,9 @@ void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColu
       for (int first = 0; first < seg.length; first += kQueries) {
         const int count = seg.length - first < kQueries ? seg.length - first : kQueries;
         const int vectors = (count + kLanes - 1) / kLanes;
-        if (s.head_dim == 8 || (s.head_dim == 16 && kLanes == 16)) {
-          const auto attend = s.head_dim == 8 ? attend_queries<D, 8> : attend_queries<D, 16>;
+        if (fits_registers(s.head_dim)) {
+          const auto attend = s.head_dim == 8 ? attend_queries<D, 8, kLanes, false>
+                                              : attend_queries<D, 16, kLanes, false>;
           for (int h = 0; h < s.heads; ++h)
             for (int c = 0; c < count; c += kLanes) {
               const int64_t head = static_cast<int64_t>(h) * s.head_dim * ld + seg.begin;
