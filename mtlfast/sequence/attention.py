@@ -132,8 +132,9 @@ class BST(SequenceEncoder):
 class _ATRankBlock(nn.Module):
     """Attention with rectified projections, residual, norm; the same with a narrow FFN."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.num_heads = num_heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         narrow = max(width // 4, 1)
@@ -143,7 +144,14 @@ class _ATRankBlock(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, real: Tensor) -> Tensor:
         """``x [B, Q, w]`` attends to ``memory [B, L, w]``."""
         query, key, value = self.query(x), self.key(memory), self.value(memory)
-        found = attend(query.relu(), key.relu(), value.relu(), real, self.num_heads)
+        found = attend(
+            query.relu(),
+            key.relu(),
+            value.relu(),
+            real,
+            self.num_heads,
+            dropout=self.dropout if self.training else 0.0,
+        )
         x = self.norm1(x + found)
         return self.norm2(x + self.linear2(self.linear1(x).relu()))
 
@@ -161,6 +169,7 @@ class ATRank(SequenceEncoder):
         num_behaviors: ``M``.
         width: of attention and result; ``2 d`` when None (the authors' code: 256).
         num_heads: attention heads, a divisor of ``width``.
+        dropout: probability on attention weights (the authors' code: 0.1).
     """
 
     def __init__(
@@ -170,6 +179,7 @@ class ATRank(SequenceEncoder):
         *,
         width: int | None = None,
         num_heads: int = 4,
+        dropout: float = 0.0,
     ) -> None:
         width = 2 * embed_dim if width is None else width
         super().__init__(embed_dim, width)
@@ -181,7 +191,8 @@ class ATRank(SequenceEncoder):
         self.buckets = nn.Parameter(torch.empty(num_behaviors, _BUCKETS, width))
         nn.init.normal_(self.buckets, std=0.01)
         self.item = nn.Linear(embed_dim, width)
-        self.encoder, self.decoder = _ATRankBlock(width, num_heads), _ATRankBlock(width, num_heads)
+        self.encoder = _ATRankBlock(width, num_heads, dropout)
+        self.decoder = _ATRankBlock(width, num_heads, dropout)
 
     def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:
         parts, masks = [], []
@@ -199,10 +210,11 @@ class ATRank(SequenceEncoder):
 
 
 class _DFNInner(nn.Module):
-    """Self-attention over the candidate and one behavior, FFN, mean over the real rows."""
+    """Self-attention over the candidate and one behavior, FFN, mean or sum over the real rows."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, pooling: Literal["mean", "sum"]) -> None:
         super().__init__()
+        self.pooling = pooling
         self.num_heads = num_heads
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -214,7 +226,8 @@ class _DFNInner(nn.Module):
         found = attend(query, key, value, real, self.num_heads)
         found = self.linear2(self.linear1(found).relu())
         weights = real.unsqueeze(2).to(found.dtype)
-        return (found * weights).sum(dim=1) / weights.sum(dim=1)
+        total = (found * weights).sum(dim=1)
+        return total if self.pooling == "sum" else total / weights.sum(dim=1)
 
 
 class _DFNOuter(nn.Module):
@@ -244,6 +257,8 @@ class DFN(SequenceEncoder):
         num_behaviors: ``M``.
         weak: the behaviors with weak feedback, such as those shown and not clicked.
         num_heads: attention heads, a divisor of ``d``.
+        pooling: a behavior's vector is the "mean" of its rows, or their "sum" as in the authors'
+            code.
     """
 
     def __init__(
@@ -253,14 +268,19 @@ class DFN(SequenceEncoder):
         *,
         weak: Sequence[int] = (),
         num_heads: int = 2,
+        pooling: Literal["mean", "sum"] = "mean",
     ) -> None:
+        if pooling not in ("mean", "sum"):
+            raise bad("pooling", "mean or sum", repr(pooling))
         if any(not 0 <= b < num_behaviors for b in weak) or len(set(weak)) != len(weak):
             raise bad("weak", f"distinct behaviors in [0, {num_behaviors})", list(weak))
         strong = [b for b in range(num_behaviors) if b not in weak]
         super().__init__(embed_dim, (num_behaviors + len(strong) * len(weak)) * embed_dim)
         check_heads(embed_dim, num_heads)
         self.pairs = [(p, u) for p in strong for u in weak]
-        self.inner = nn.ModuleList(_DFNInner(embed_dim, num_heads) for _ in range(num_behaviors))
+        self.inner = nn.ModuleList(
+            _DFNInner(embed_dim, num_heads, pooling) for _ in range(num_behaviors)
+        )
         self.outer = nn.ModuleList(_DFNOuter(embed_dim) for _ in self.pairs)
 
     def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:

@@ -182,11 +182,21 @@ class ATRankConfig(EncoderConfig):
     name: ClassVar[str] = "atrank"
     width: int | None = None
     num_heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
 
     def build(
         self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
     ) -> SequenceEncoder:
-        return ATRank(embed_dim, len(max_lengths), width=self.width, num_heads=self.num_heads)
+        return ATRank(
+            embed_dim,
+            len(max_lengths),
+            width=self.width,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+        )
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,7 @@ class DFNConfig(EncoderConfig):
     name: ClassVar[str] = "dfn"
     weak: tuple[int, ...] | None = None
     num_heads: int = 2
+    pooling: Literal["mean", "sum"] = "mean"
 
     def build(
         self, embed_dim: int, max_lengths: Sequence[int], behaviors: Sequence[str] = ()
@@ -210,7 +221,13 @@ class DFNConfig(EncoderConfig):
                 for b, name in enumerate(behaviors)
                 if name == "negative" or name.startswith("non_")
             )
-        return DFN(embed_dim, len(max_lengths), weak=weak, num_heads=self.num_heads)
+        return DFN(
+            embed_dim,
+            len(max_lengths),
+            weak=weak,
+            num_heads=self.num_heads,
+            pooling=self.pooling,
+        )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ ENCODERS = {
     "dmt_without_positions": lambda: DMT(D, (LONGEST,) * M, pos_encoding="none"),
     "atrank": lambda: ATRank(D, M, width=12, num_heads=3),
     "dfn": lambda: DFN(D, M, weak=(1,)),
+    "dfn_sum": lambda: DFN(D, M, weak=(1,), pooling="sum"),
     "dfn_without_weak": lambda: DFN(D, M),
 }
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -115,6 +116,7 @@ def test_gradients_reach_what_is_read(name):
         if (
             parameter_name in unused
             or (name == "din_softmax" and parameter_name.endswith("2.bias"))
+            or (name.startswith("dfn") and parameter_name.endswith("scores.2.bias"))
             or (name.startswith("dmt") and parameter_name.endswith("key.bias"))
         ):
             continue
@@ -290,6 +292,16 @@ def test_dmt_drops_in_training_only():
     torch.testing.assert_close(encoder(sequences, target), expected)
 
 
+def test_atrank_drops_in_training_only():
+    encoder = ATRank(D, M, width=12, num_heads=3, dropout=0.5).double()
+    plain = ATRank(D, M, width=12, num_heads=3).double()
+    plain.load_state_dict(encoder.state_dict())
+    inputs = make_inputs()
+    torch.testing.assert_close(encoder.eval()(*inputs), plain(*inputs))
+    encoder.train()
+    assert not torch.allclose(encoder(*inputs), encoder(*inputs))
+
+
 def test_atrank():
     encoder, (sequences, target) = make("atrank"), make_inputs()
     found = encoder(sequences, target)
@@ -312,8 +324,9 @@ def test_atrank():
         torch.testing.assert_close(found[u], expected)
 
 
-def test_dfn():
-    encoder, (sequences, target) = make("dfn"), make_inputs()
+@pytest.mark.parametrize("name", ["dfn", "dfn_sum"])
+def test_dfn(name):
+    encoder, (sequences, target) = make(name), make_inputs()
     found = encoder(sequences, target)
     assert encoder.pairs == [(0, 1), (2, 1)]
     for u in range(U):
@@ -321,7 +334,8 @@ def test_dfn():
         for b, layers in enumerate(encoder.inner):
             x = torch.cat((target[u : u + 1], tokens_of(sequences, b, u)))
             x = attention(*layers.in_proj(x).chunk(3, dim=1), 2)
-            own.append(layers.linear2(layers.linear1(x).relu()).mean(dim=0))
+            x = layers.linear2(layers.linear1(x).relu())
+            own.append(x.sum(dim=0) if name == "dfn_sum" else x.mean(dim=0))
         parts = list(own)
         for (p, weak), layers in zip(encoder.pairs, encoder.outer, strict=True):
             x, f = tokens_of(sequences, weak, u), own[p]
@@ -353,6 +367,8 @@ def test_every_encoder_builds_from_its_name(name):
         ({"name": "bst", "readout": "last"}, r"model\.encoder\.readout: expected one of"),
         ({"name": "dmt", "num_encoder_layers": 0}, r"num_encoder_layers: expected a positive int"),
         ({"name": "dmt", "dropout": 1.0}, r"model\.encoder\.dropout: expected a probability"),
+        ({"name": "atrank", "dropout": 1.0}, r"model\.encoder\.dropout: expected a probability"),
+        ({"name": "dfn", "pooling": "max"}, r"model\.encoder\.pooling: expected one of"),
         ({"name": "dmt", "eps": 0.0}, r"model\.encoder\.eps: expected a positive float"),
         ({"name": "dien", "gru": "x"}, r"model\.encoder\.gru: expected one of"),
         (3, r"model\.encoder: expected an encoder's name or a mapping"),
