@@ -57,6 +57,8 @@ class DTRNConfig:
         scale_embeddings: multiply what the transformer reads, tokens and target item, by
             ``sqrt(embed_dim)``, as DMT's authors do before they add positions.
         token_dropout: probability of dropout on the same, behind the positions.
+        num_encoder_layers: of the conditional transformer; the paper shows one, and what is more
+            is not fused.
 
     Raises:
         ValueError: naming the field.
@@ -85,9 +87,13 @@ class DTRNConfig:
     share_positions: bool = False
     scale_embeddings: bool = False
     token_dropout: float = 0.0
+    num_encoder_layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "num_heads", "ffn_dim", "hyper_dim", "refinement_dim"):
+        for name in (
+            *("embed_dim", "num_heads", "ffn_dim", "hyper_dim", "refinement_dim"),
+            "num_encoder_layers",
+        ):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise bad(name, "a positive int", size)
@@ -109,8 +115,12 @@ class DTRNConfig:
             raise bad("inject_where", "both, encoder or decoder", repr(self.inject_where))
         if self.interests == "separate" and self.injection != "norm":
             raise bad("injection", "norm where interests are separate", repr(self.injection))
-        if self.share_positions and (self.interests == "separate" or self.injection != "norm"):
-            raise bad("share_positions", "False without conditional layer norms", True)
+        if self.interests == "separate" or self.injection != "norm":
+            if self.share_positions:
+                raise bad("share_positions", "False without conditional layer norms", True)
+            if self.num_encoder_layers > 1:
+                expected = "1 without conditional layer norms"
+                raise bad("num_encoder_layers", expected, self.num_encoder_layers)
         if not 0.0 <= self.token_dropout < 1.0:
             raise bad("token_dropout", "a probability in [0, 1)", self.token_dropout)
         if not isinstance(self.head, HeadConfig):
@@ -300,6 +310,7 @@ def _interest_module(
         empty=config.empty,
         share_enc_dec=config.share_enc_dec,
         share_positions=config.share_positions,
+        num_encoder_layers=config.num_encoder_layers,
     )
 
 

@@ -12,56 +12,24 @@ from mtlfast._checks import check_count
 from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
+from mtlfast.nn.conditional_encoder import ConditionalEncoder
 from mtlfast.nn.hypernetwork import NUM_NORMS, LayerNormHypernetwork
-from mtlfast.ops import (
-    ConditionalTransformerWeights,
-    TransformerWeights,
-    conditional_interest,
-)
+from mtlfast.nn.transformer_layer import TransformerLayer
+from mtlfast.ops import ConditionalTransformerWeights, conditional_interest
+
+__all__ = [
+    "ConditionalTransformer",
+    "EmptyRule",
+    "InterestFunction",
+    "TransformerLayer",
+    "empty_as_zero",
+]
 
 InterestFunction = Callable[..., Tensor]
 """A stand-in for :func:`mtlfast.ops.conditional_interest`, called as
 ``fn(sequences, target, weights, scale, shift, num_heads=, eps=, user_index=)``."""
 
 EmptyRule = Literal["no_attention", "zero_interest"]
-
-
-class TransformerLayer(nn.Module):
-    """The weights of one attention + feed-forward layer; the computation is the op's.
-
-    Projections carry no bias (DTRN Eq. 3-4), the feed-forward network does (Eq. 5).
-    """
-
-    def __init__(self, embed_dim: int, ffn_dim: int) -> None:
-        super().__init__()
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.v_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.linear1 = nn.Linear(embed_dim, ffn_dim)
-        self.linear2 = nn.Linear(ffn_dim, embed_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-uniform weights and zero biases."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.xavier_uniform_(parameter)
-
-    def weights(self) -> TransformerWeights:
-        """The parameters in the order that the op takes them."""
-        return TransformerWeights(
-            self.q_proj.weight,
-            self.k_proj.weight,
-            self.v_proj.weight,
-            self.out_proj.weight,
-            self.linear1.weight,
-            self.linear1.bias,
-            self.linear2.weight,
-            self.linear2.bias,
-        )
 
 
 class ConditionalTransformer(nn.Module):
@@ -90,6 +58,8 @@ class ConditionalTransformer(nn.Module):
         share_enc_dec: the decoder uses the encoder's weights (``state_dict`` keeps both names).
         share_positions: one hypernetwork for all four layer norms; the paper's (Eq. 2) has one for
             each.
+        num_encoder_layers: with more than the paper's one, those in front are a
+            :class:`ConditionalEncoder` (``front``), not fused, and the op runs once per task.
 
     Raises:
         ValueError: for sizes that are not positive, heads that do not divide the width, or an
@@ -110,6 +80,7 @@ class ConditionalTransformer(nn.Module):
         empty: EmptyRule = "no_attention",
         share_enc_dec: bool = False,
         share_positions: bool = False,
+        num_encoder_layers: int = 1,
     ) -> None:
         super().__init__()
         hyper_dim = embed_dim if hyper_dim is None else hyper_dim
@@ -120,6 +91,7 @@ class ConditionalTransformer(nn.Module):
             ("num_tasks", num_tasks),
             ("num_behaviors", num_behaviors),
             ("hyper_dim", hyper_dim),
+            ("num_encoder_layers", num_encoder_layers),
         ):
             check_count(name, size)
         if embed_dim % num_heads:
@@ -148,6 +120,19 @@ class ConditionalTransformer(nn.Module):
         self.norm_bias = nn.Parameter(torch.empty(NUM_NORMS, embed_dim))
         self.encoder = TransformerLayer(embed_dim, ffn_dim)
         self.decoder = self.encoder if share_enc_dec else TransformerLayer(embed_dim, ffn_dim)
+        self.front = (
+            None
+            if num_encoder_layers == 1
+            else ConditionalEncoder(
+                embed_dim,
+                num_heads,
+                ffn_dim,
+                num_encoder_layers - 1,
+                hyper_dim=hyper_dim,
+                eps=eps,
+                share_positions=share_positions,
+            )
+        )
         self._reset_own_parameters()
 
     def _reset_own_parameters(self) -> None:
@@ -161,6 +146,8 @@ class ConditionalTransformer(nn.Module):
         self.hypernetwork.reset_parameters()
         self.encoder.reset_parameters()
         self.decoder.reset_parameters()
+        if self.front is not None:
+            self.front.reset_parameters()
         self._reset_own_parameters()
 
     def norm_tables(self) -> tuple[Tensor, Tensor]:
@@ -169,20 +156,22 @@ class ConditionalTransformer(nn.Module):
         They depend on no sample: a server may compute them once per checkpoint and hand them to
         :meth:`forward` as ``tables``. Autocast does not lower their precision.
         """
-        num_tasks, num_behaviors = self.num_tasks, self.num_behaviors
-        task = self.task_embedding.weight
-        behavior = self.behavior_embedding.weight
-        with without_autocast(task.device):
-            condition = torch.cat(
-                (
-                    task.unsqueeze(1).expand(-1, num_behaviors, -1),
-                    behavior.unsqueeze(0).expand(num_tasks, -1, -1),
-                ),
-                dim=-1,
-            ).flatten(0, 1)
-            tables = self.hypernetwork(condition)
-            tables = tables.unflatten(2, (num_tasks, num_behaviors)).permute(0, 2, 3, 1, 4)
+        with without_autocast(self.norm_weight.device):
+            condition = self._condition()
+            tables = self.hypernetwork(condition.flatten(0, 1))
+            tables = tables.unflatten(2, condition.shape[:2]).permute(0, 2, 3, 1, 4)
             return tables[0] * self.norm_weight, tables[1] + self.norm_bias
+
+    def _condition(self) -> Tensor:
+        """``[T, M, 2 d]``: the embeddings of every task and behavior (Eq. 2)."""
+        task, behavior = self.task_embedding.weight, self.behavior_embedding.weight
+        return torch.cat(
+            (
+                task.unsqueeze(1).expand(-1, self.num_behaviors, -1),
+                behavior.unsqueeze(0).expand(self.num_tasks, -1, -1),
+            ),
+            dim=-1,
+        )
 
     def weights(self) -> ConditionalTransformerWeights:
         """The encoder's and the decoder's parameters as the op takes them."""
@@ -213,7 +202,15 @@ class ConditionalTransformer(nn.Module):
         if target.dim() != 2 or target.shape[-1] != self.embed_dim:
             raise bad("target", f"shape [B, {self.embed_dim}]", f"shape {list(target.shape)}")
         scale, shift = self.norm_tables() if tables is None else tables
-        interests = self._interest(sequences, target, scale, shift, user_index)
+        if self.front is None:
+            interests = self._interest(sequences, target, scale, shift, user_index)
+        else:
+            of_tasks = self.front(sequences, self._condition())
+            found = []
+            for t, tokens in enumerate(of_tasks):
+                own, task = sequences.with_values(tokens), slice(t, t + 1)
+                found.append(self._interest(own, target, scale[task], shift[task], user_index))
+            interests = torch.cat(found, dim=1)
         if self.empty == "zero_interest":
             interests = empty_as_zero(interests, sequences, user_index)
         return interests

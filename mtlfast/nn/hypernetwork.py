@@ -10,7 +10,7 @@ NUM_NORMS = 4
 
 
 class LayerNormHypernetwork(nn.Module):
-    """Eight two-layer ReLU networks, one per layer-norm position and per scale/shift, as one batch.
+    """Two-layer ReLU networks, one per layer-norm position and per scale/shift, as one batch.
 
     DTRN (CIKM 2023) Eq. 2. Axis 0 of every parameter is 0 = scale, 1 = shift; axis 1 is the
     layer-norm position. At the start every scale is exactly 1 and every shift exactly 0
@@ -22,13 +22,21 @@ class LayerNormHypernetwork(nn.Module):
         output_dim: width ``d`` of the modulated layer norms.
         share_positions: one network for scales and one for shifts, the same at every position; axis
             1 of every parameter then has but one entry.
+        num_positions: of layer norms.
     """
 
     def __init__(
-        self, input_dim: int, hidden_dim: int, output_dim: int, *, share_positions: bool = False
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        *,
+        share_positions: bool = False,
+        num_positions: int = NUM_NORMS,
     ) -> None:
         super().__init__()
-        self.networks = 1 if share_positions else NUM_NORMS
+        self.num_positions = num_positions
+        self.networks = 1 if share_positions else num_positions
         """Networks for scales, and as many for shifts."""
         self.input_dim = input_dim
         self.hidden_dim = hidden_dim
@@ -50,7 +58,7 @@ class LayerNormHypernetwork(nn.Module):
             self.bias2[1].zero_()
 
     def forward(self, condition: Tensor) -> Tensor:
-        """``condition [P, input_dim]`` to ``[2, 4, P, output_dim]``."""
+        """``condition [P, input_dim]`` to ``[2, num_positions, P, output_dim]``."""
         # In place where autograd allows it: the hidden layer is what the next product saves.
         x = condition.unsqueeze(0).expand(2 * self.networks, -1, -1)
         hidden = torch.baddbmm(
@@ -60,7 +68,7 @@ class LayerNormHypernetwork(nn.Module):
             self.bias2.flatten(0, 1).unsqueeze(1), hidden, self.weight2.flatten(0, 1)
         )
         out = out.view(2, self.networks, condition.shape[0], self.output_dim)
-        return out.expand(-1, NUM_NORMS, -1, -1)
+        return out.expand(-1, self.num_positions, -1, -1)
 
     def extra_repr(self) -> str:
         shared = ", share_positions=True" if self.networks == 1 else ""

@@ -33,6 +33,7 @@ class TaskSpecificInterest(nn.Module):
         empty: EmptyRule = "no_attention",
         share_enc_dec: bool = False,
         share_positions: bool = False,
+        num_encoder_layers: int = 1,
     ) -> None:
         super().__init__()
         self.transformer = ConditionalTransformer(
@@ -47,6 +48,7 @@ class TaskSpecificInterest(nn.Module):
             empty=empty,
             share_enc_dec=share_enc_dec,
             share_positions=share_positions,
+            num_encoder_layers=num_encoder_layers,
         )
 
     @property

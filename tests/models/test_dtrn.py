@@ -308,7 +308,7 @@ def test_token_dropout_is_of_training_and_of_the_interests():
     [
         {"share_item_table": False},
         {"share_enc_dec": True},
-        {"share_positions": True},
+        {"share_positions": True, "num_encoder_layers": 2},
         {"empty": "zero_interest"},
         {"hyper_dim": 3, "refinement_dim": 5, "eps": 1e-3},
         {"ffn_dim": None, "num_heads": 4},
@@ -319,6 +319,8 @@ def test_options_build_and_run(options):
     assert model(*make_batch()).shape == (12, T)
     for name, value in options.items():
         assert getattr(model.config, name) == value
+    layers = options.get("num_encoder_layers", 1)
+    assert (model.tim.transformer.front is None) == (layers == 1)
     assert model.tim.transformer.ffn_dim == (32 if "ffn_dim" in options else 16)
 
 
@@ -369,6 +371,10 @@ def test_config_round_trip():
         (
             {"share_positions": True, "interests": "separate"},
             r"dtrn\.share_positions: expected False without conditional layer norms",
+        ),
+        (
+            {"num_encoder_layers": 2, "injection": "qkv"},
+            r"dtrn\.num_encoder_layers: expected 1 without conditional layer norms, found 2",
         ),
         ({"empty": "mean"}, r"dtrn\.empty: expected one of .* found 'mean'"),
         ({"init_std": -1.0}, r"dtrn\.init_std: expected at least 0, found -1.0"),
