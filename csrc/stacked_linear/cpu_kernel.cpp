@@ -70,7 +70,20 @@ void load_gradient(const Problem& p, const GradientSource& g, int64_t stream, in
         store(to + c, relu_backward(load(out + c), load(to + c)));
       if (c < p.out) store(to + c, relu_backward(load_first(out + c, p.out - c), load(to + c)));
     }
-    for (int c = 0; c < width; c += kLanes) store(bias + c, load(bias + c) + load(to + c));
+  }
+  // Sums of a few rows, then of those: one row after the other, rounding errors would add up over
+  // thousands of rows. torch sums in pairs.
+  for (int c = 0; c < width; c += kLanes) {
+    Vec sums[8];
+    for (Vec& sum : sums) sum = zero();
+    const auto row = [&](int r) { return load(dst + static_cast<int64_t>(r) * width + c); };
+    int r = 0;
+    for (; r + 8 <= rows; r += 8)
+      for (int i = 0; i < 8; ++i) sums[i] += row(r + i);
+    for (; r < rows; ++r) sums[r % 8] += row(r);
+    for (int half = 4; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+    store(bias + c, load(bias + c) + sums[0]);
   }
 }
 

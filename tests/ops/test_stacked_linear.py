@@ -150,6 +150,17 @@ def test_compiled_equals_eager_for_any_batch_size() -> None:
             assert torch.equal(a, b)
 
 
+def test_sums_over_many_rows() -> None:
+    """Rounding errors of a bias do not add up over the rows of a large batch."""
+    inputs = make(1, 20_000, 1, 256, 2)
+    upstream = torch.rand(1, 20_000, 256)
+    truth = run(reference.stacked_linear, inputs, upstream.double())
+    plain = run(reference.stacked_linear, inputs, upstream)
+    fused = run(ops.stacked_linear, inputs, upstream, backend="cpu")
+    for name, found, unfused, exact in zip(NAMES, fused[1:], plain[1:], truth[1:], strict=True):
+        tolerance.check(name, found, unfused, exact, tolerance.BACKWARD)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
 def test_the_environments_backend_does_not_bind(
     backend: str, monkeypatch: pytest.MonkeyPatch
