@@ -20,7 +20,7 @@ class ConditionalEncoder(nn.Module):
     The paper has one, which is part of :func:`mtlfast.ops.conditional_interest`. Every layer here
     has weights of its own and two more norm positions: after self-attention and after the
     feed-forward network. Its tokens differ between tasks, so that nothing but the first layer's
-    attention is shared by them; plain PyTorch, padded per behavior.
+    attention is shared by them; plain PyTorch, padded to the longest sequence.
 
     Args:
         embed_dim: ``d``.
@@ -77,35 +77,28 @@ class ConditionalEncoder(nn.Module):
             tables = tables.unflatten(2, (num_tasks, num_behaviors))  # [2, P, T, M, d]
             scale = tables[0] * self.norm_weight[:, None, None]
             shift = tables[1] + self.norm_bias[:, None, None]
-        parts = [
-            self._behavior(sequences.behavior(b), scale[:, :, b], shift[:, :, b])
-            for b in range(num_behaviors)
-        ]
-        return torch.cat(parts, dim=1)
-
-    def _behavior(self, part: JaggedSequences, scale: Tensor, shift: Tensor) -> Tensor:
-        """``[T, N, d]`` of one behavior; tables ``[P, T, d]``."""
-        users, lengths, values = part.num_users, part.lengths()[0], part.values
+        users, lengths, values = sequences.num_users, sequences.lengths(), sequences.values
         if not users:
-            return values.expand(scale.shape[1], -1, -1)
-        longest = part.max_len
+            return values.expand(num_tasks, -1, -1)
+        longest = sequences.max_len
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
             longest = int(lengths.max())
         longest = max(longest, 1)
-        segment = part.segment_ids()
-        place = torch.arange(len(segment), device=segment.device) - part.offsets[segment]
+        segment = sequences.segment_ids()
+        place = torch.arange(len(segment), device=segment.device) - sequences.offsets[segment]
         # Clamped, so that wrong offsets stay the op's to report.
         index = segment * longest + place.clamp(0, longest - 1)
-        flat = values.new_zeros(users * longest, values.shape[1]).index_copy(0, index, values)
-        x = flat.view(1, users, longest, -1)
-        real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        rows = num_behaviors * users * longest
+        flat = values.new_zeros(rows, values.shape[1]).index_copy(0, index, values)
+        x = flat.view(1, num_behaviors, users, longest, -1)
+        real = torch.arange(longest, device=lengths.device) < lengths.unsqueeze(2)
         # A row without keys attends to all; nobody reads what it gets.
-        keys = (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]
+        keys = (real | ~real.any(dim=2, keepdim=True))[:, :, None, None, :]
         for i, layer in enumerate(self._layers()):
             x = self._norm(x + self._attend(x, keys, layer), scale[2 * i], shift[2 * i])
             hidden = layer.linear2(layer.linear1(x).relu())
             x = self._norm(x + hidden, scale[2 * i + 1], shift[2 * i + 1])
-        return x.flatten(1, 2).index_select(1, index)
+        return x.flatten(1, 3).index_select(1, index)
 
     def _attend(self, x: Tensor, keys: Tensor, layer: TransformerLayer) -> Tensor:
         def heads(y: Tensor) -> Tensor:
@@ -117,9 +110,9 @@ class ConditionalEncoder(nn.Module):
         return out
 
     def _norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Eq. 6 for all tasks: ``[1 or T, U, L, d]`` to ``[T, U, L, d]``, tables ``[T, d]``."""
+        """Eq. 6 for all tasks: ``[1 or T, M, U, L, d]`` to ``[T, ...]``, tables ``[T, M, d]``."""
         normalized = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return scale[:, None, None] * normalized + shift[:, None, None]
+        return scale[:, :, None, None] * normalized + shift[:, :, None, None]
 
     def _layers(self) -> list[TransformerLayer]:
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]

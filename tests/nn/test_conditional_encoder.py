@@ -137,3 +137,15 @@ def test_nothing_at_all(users):
     found = module(empty, torch.randn(users, D, dtype=torch.float64))
     assert found.shape == (users, T, M, D)
     assert bool(found.isfinite().all())
+
+
+def test_compiled_equals_eager():
+    module = make(2).float()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="eager")
+    for lengths in (LENGTHS, LENGTHS.flip(1)[:, :3]):
+        values = torch.randn(int(lengths.sum()), D)
+        inputs = (
+            JaggedSequences.from_lengths(values, lengths, max_len=9),
+            torch.randn(lengths.shape[1], D),
+        )
+        torch.testing.assert_close(compiled(*inputs), module(*inputs), rtol=1e-4, atol=1e-4)
