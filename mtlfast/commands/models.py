@@ -87,11 +87,16 @@ def _choices(config_class: type) -> str:
 
 
 def _meanings(config_class: type) -> dict[str, str]:
-    """What the section "Args" of the class's docstring says of each option."""
+    """What the section "Args" of the class's docstring says of each option, or a base's does."""
     import inspect
     import re
 
-    text = inspect.getdoc(config_class) or ""
-    section = text.partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
-    return {name: " ".join(re.sub(r":\w+:|`+", "", meaning).split()) for name, meaning in found}
+    meanings: dict[str, str] = {}
+    for cls in reversed(config_class.__mro__):
+        text = inspect.cleandoc(cls.__doc__ or "")
+        section = text.partition("Args:\n")[2].partition("\n\n")[0]
+        found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+        meanings |= {
+            name: " ".join(re.sub(r":\w+:|`+", "", meaning).split()) for name, meaning in found
+        }
+    return meanings

@@ -59,6 +59,8 @@ class DTRNConfig:
         token_dropout: probability of dropout on the same, behind the positions.
         num_encoder_layers: of the conditional transformer; the paper shows one, and what is more
             is not fused.
+        uncertainty_weights: learn how much each task's loss counts, on top of ``task_weights``
+            (Kendall et al., CVPR 2018).
 
     Raises:
         ValueError: naming the field.
@@ -88,6 +90,7 @@ class DTRNConfig:
     scale_embeddings: bool = False
     token_dropout: float = 0.0
     num_encoder_layers: int = 1
+    uncertainty_weights: bool = False
 
     def __post_init__(self) -> None:
         for name in (

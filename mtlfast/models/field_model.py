@@ -15,7 +15,7 @@ from mtlfast.bags import FieldBags
 from mtlfast.errors import bad
 from mtlfast.interactions import FieldSizes
 from mtlfast.jagged import JaggedSequences
-from mtlfast.models.loss import task_losses
+from mtlfast.models.loss import task_losses, weighted_sum
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import FieldEmbedding, InterestFunction
 
@@ -37,6 +37,8 @@ class FieldModelConfig:
         train_after_parent: a task that follows another in the data's tree learns from the samples
             alone that are positive for that one, conversion from the clicked. By default every task
             learns from all samples, as in DTN's published code.
+        uncertainty_weights: learn how much each task's loss counts, on top of ``task_weights``
+            (Kendall et al., CVPR 2018).
 
     Raises:
         ValueError: naming the field.
@@ -50,6 +52,7 @@ class FieldModelConfig:
     sparse_grad: bool = False
     backend: str = "auto"
     train_after_parent: bool = False
+    uncertainty_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -115,6 +118,9 @@ class FieldModel(nn.Module, ABC):
                 raise bad(name, f"{self.num_tasks} weights", len(weights))
             tensor = None if weights is None else torch.tensor(weights)
             self.register_buffer(name, tensor, persistent=False)
+        self.log_variances = (
+            nn.Parameter(torch.zeros(self.num_tasks)) if config.uncertainty_weights else None
+        )
 
     def forward(
         self,
@@ -145,7 +151,7 @@ class FieldModel(nn.Module, ABC):
         """Weighted sum of the tasks' mean binary cross-entropies, plus the model's own term."""
         counted = self._after_parents(labels) if self.train_after_parent else None
         losses = task_losses(logits, labels, self.positive_weights, counted)
-        loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
+        loss = weighted_sum(losses, self.task_weights, self.log_variances)
         extra = self.extra_loss(logits, labels)
         return loss if extra is None else loss + extra
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtlfast.errors import bad
 from mtlfast.heads import HeadConfig
-from mtlfast.models.loss import task_losses
+from mtlfast.models.loss import task_losses, weighted_sum
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import FeatureEmbedding
 
@@ -31,6 +31,8 @@ class HistoryConfig(Protocol):
     def prior_bias(self) -> bool: ...
     @property
     def sparse_grad(self) -> bool: ...
+    @property
+    def uncertainty_weights(self) -> bool: ...
 
 
 class HistoryModel(nn.Module):
@@ -72,10 +74,13 @@ class HistoryModel(nn.Module):
             self.head.set_prior(spec.positive_rates)
         weights = None if config.task_weights is None else torch.tensor(config.task_weights)
         self.register_buffer("task_weights", weights, persistent=False)
+        self.log_variances = (
+            nn.Parameter(torch.zeros(self.num_tasks)) if config.uncertainty_weights else None
+        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted sum of the tasks' mean binary cross-entropies, plus the head's own term."""
         losses = task_losses(logits, labels)
-        loss = losses.sum() if self.task_weights is None else losses @ self.task_weights
+        loss = weighted_sum(losses, self.task_weights, self.log_variances)
         extra = self.head.extra_loss(logits, labels)
         return loss if extra is None else loss + extra

@@ -34,3 +34,17 @@ def task_losses(
     if counted is None:
         return losses.mean(dim=0)
     return losses.masked_fill(~counted, 0.0).sum(dim=0) / counted.sum(dim=0).clamp(min=1)
+
+
+def weighted_sum(
+    losses: Tensor, weights: Tensor | None, log_variances: Tensor | None = None
+) -> Tensor:
+    """The tasks' losses ``[T]`` as one: their sum, weighted where there are weights.
+
+    With ``log_variances s [T]``, which are trained with the model, a task's loss becomes
+    ``exp(-s) L + s / 2``: the more uncertain a task, the less it counts (Kendall et al., CVPR 2018,
+    Eq. 10 for classification).
+    """
+    if log_variances is not None:
+        losses = (-log_variances).exp() * losses + log_variances / 2
+    return losses.sum() if weights is None else losses @ weights

@@ -42,6 +42,8 @@ class SequenceModelConfig:
             left out afterwards (DMT, Gu et al., CIKM 2020). M2M's ``scenario_fields`` count the
             fields that are left.
         bias_units: hidden widths of that tower.
+        uncertainty_weights: learn how much each task's loss counts, on top of ``task_weights``
+            (Kendall et al., CVPR 2018).
 
     Raises:
         ValueError: naming the field.
@@ -57,6 +59,7 @@ class SequenceModelConfig:
     sparse_grad: bool = False
     bias_fields: tuple[int | str, ...] = ()
     bias_units: tuple[int, ...] = (32, 16)
+    uncertainty_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:

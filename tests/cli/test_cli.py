@@ -188,6 +188,8 @@ def test_models_lists_what_an_option_chooses(capsys):
     assert "dien        behavior=0 gru=augru auxiliary_weight=0.0" in text
     assert "mmoe          num_experts=4" in text
     assert "the names for interaction" not in text
+    assert cli.main(["models", "dtn"]) == 0
+    assert "learn how much each task's loss counts" in capsys.readouterr().out  # of its base
 
 
 def test_models_and_env(capsys):
