@@ -40,7 +40,9 @@ struct Gradients {
 
 // Smaller than the forward's: the hidden activations of a whole batch are kept.
 template <int D>
-constexpr int kBackwardTokens = D <= 64 ? 96 : 48;
+constexpr int kBackwardTokens = D <= 16   ? 192
+                                : D <= 64 ? 96
+                                          : 48;
 
 template <int D>
 GradLayout gradient_layout(const Problem& p) {
@@ -123,14 +125,6 @@ struct BackwardScratch {
   }
 };
 
-template <int D>
-void scale_rows(float* x, int rows, Width w, const float* scale) {
-  for (int c = 0; c < w.columns; c += kLanes) {
-    const Vec g = load(scale + c);
-    for (int r = 0; r < rows; ++r) store(x + r * D + c, load(x + r * D + c) * g);
-  }
-}
-
 inline void add_row(float* to, const float* from, Width w) {
   for (int c = 0; c < w.columns; c += kLanes) store(to + c, load(to + c) + load(from + c));
 }
@@ -167,9 +161,11 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
     for (int t = 0; t < p.tasks; ++t) {
       const int64_t at = static_cast<int64_t>(t) * g.count * D;
       const int64_t table = grad.table_row<D>(p, t, behavior, position);
-      accumulate_rows<D>(gradient + at, normalized + at, g.count, s.width, grad.shift + table,
-                         grad.scale + table);
-      scale_rows<D>(gradient + at, g.count, s.width, packed.scale_row(p, t, behavior, position));
+      float* rows_of_task = gradient + at;
+      affine_rows_backward<D>(rows_of_task, normalized + at, g.count, s.width,
+                              packed.scale_row(p, t, behavior, position), grad.scale + table,
+                              grad.shift + table,
+                              [&](int64_t i, Vec dx) { store(rows_of_task + i, dx); });
     }
     normalize_rows_backward<D>(gradient, normalized, rows, s.width, rstd);
   };
@@ -223,15 +219,14 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
     to_values.ldc = D;
     to_values.k = s.head_dim;
     gemm<D>(pairs, s.d, to_values);
-    accumulate_rows<D>(d_values, pooled, pairs, s.width, grad.shift + table, grad.scale + table);
+    affine_rows_backward<D>(d_values, pooled, pairs, s.width, scale, grad.scale + table,
+                            grad.shift + table, [&](int64_t i, Vec dx) {
+                              const int64_t pair = i / D, c = i % D;
+                              store(a.d_pooled + (pair * s.heads + h) * D + c, dx);
+                            });
     affine_rows<D>(pooled, pairs, s.width, scale, shift, pooled);
     accumulate_weight<D>(a.pair_d_head + first, pooled, pairs, s.head_dim, s,
                          grad.decoder.v + static_cast<int64_t>(first) * D);
-    for (int i = 0; i < pairs; ++i) {
-      float* to = a.d_pooled + (static_cast<int64_t>(i) * s.heads + h) * D;
-      for (int c = 0; c < s.width.columns; c += kLanes)
-        store(to + c, load(d_values + static_cast<int64_t>(i) * D + c) * load(scale + c));
-    }
   }
   attend_pairs_backward<D>(gs.pairs, pairs, s, a.encoded_t, a.ld, a.encoded, a.vectors, a.d_pooled,
                            scores, a.d_scores, a.d_encoded, a.d_vectors);
@@ -289,6 +284,20 @@ void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
   }
 }
 
+// Asks for the rows that the next batch will read and write, while this one is computed.
+template <int D>
+void prefetch_rows(const Problem& p, const BackwardIO& io, int64_t first, int64_t last) {
+  const int64_t tokens = p.offsets[p.behaviors * p.users];
+  const int64_t bytes = p.bf16 ? 2 : 4;
+  for (int64_t r = first; r < last && r < tokens; ++r)
+    for (int64_t c = 0; c < p.d; c += 16) {
+      __builtin_prefetch(io.normalized + r * p.d + c);
+      __builtin_prefetch(static_cast<const char*>(p.values.data) +
+                         (r * p.values.row_stride + c * p.values.column_stride) * bytes);
+      __builtin_prefetch(static_cast<const char*>(io.grad_values) + (r * p.d + c) * bytes, 1);
+    }
+}
+
 template <int D>
 void backward_range(const Problem& p, const Packed<D>& packed, const float* queries,
                     int64_t user_begin, int64_t user_end, const BackwardIO& io,
@@ -325,6 +334,7 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       for (int r = 0; r < rows; ++r)
         load_row(io.normalized, (batch.first_row + r) * s.d, 1, false, s.width,
                  a.normalized0 + static_cast<int64_t>(r) * D);
+      prefetch_rows<D>(p, io, batch.first_row + rows, batch.first_row + rows + kBackwardTokens<D>);
       std::memcpy(a.rstd0, io.rstd + batch.first_row, sizeof(float) * static_cast<size_t>(rows));
       // Users whom no candidate refers to get zero gradients whatever their data are: 0 * NaN is
       // NaN.
@@ -364,15 +374,10 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden,
                                  hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn);
         const int64_t table = grad.table_row<D>(p, t, behavior, 0);
-        accumulate_rows<D>(a.d_encoder_in, a.normalized0, rows, s.width, grad.shift + table,
-                           grad.scale + table);
-        for (int c = 0; c < s.width.columns; c += kLanes) {
-          const Vec g = load(scale0 + c);
-          for (int r = 0; r < rows; ++r) {
-            float* d = a.d_normalized0 + static_cast<int64_t>(r) * D + c;
-            store(d, load(d) + load(a.d_encoder_in + static_cast<int64_t>(r) * D + c) * g);
-          }
-        }
+        affine_rows_backward<D>(a.d_encoder_in, a.normalized0, rows, s.width, scale0,
+                                grad.scale + table, grad.shift + table, [&](int64_t i, Vec dx) {
+                                  store(a.d_normalized0 + i, load(a.d_normalized0 + i) + dx);
+                                });
       }
       normalize_rows_backward<D>(a.d_normalized0, a.normalized0, rows, s.width, a.rstd0);
       self_attention_backward<D>(packed, s, a.attention, a.x, a.d_normalized0, rows, a.segments,

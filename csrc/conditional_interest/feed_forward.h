@@ -43,13 +43,31 @@ struct FfnGradients {
   int ffn_stride;
 };
 
+// dh becomes zero where h is, and its sum over rows is added to `sum`, for NV vectors of columns of
+// rows of kHidden.
+template <int NV>
+void relu_backward_columns(const float* h, int rows, float* dh, float* sum) {
+  Vec total[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) total[v] = zero();
+  for (int64_t i = 0; i < int64_t{rows} * kHidden; i += kHidden)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const Vec g = relu_backward(load(h + i + v * kLanes), load(dh + i + v * kLanes));
+      store(dh + i + v * kLanes, g);
+      total[v] += g;
+    }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) store(sum + v * kLanes, load(sum + v * kLanes) + total[v]);
+}
+
 // Given dy [rows][D], the kept hidden activations and x: dx = dy + (dy W2 * relu') W1, and the
 // weight gradients. `dh` is scratch of [rows][kHidden]; dx must not alias dy.
 template <int D>
 void feed_forward_backward(const PackedFfn<D>& w, const Shape& s, const float* x, const float* dy,
                            int rows, const float* hidden, int64_t hidden_block_stride, float* dh,
                            float* dx, const FfnGradients& grad) {
-  accumulate_rows<D>(dy, nullptr, rows, s.width, grad.b2, nullptr);
+  accumulate_rows<D>(dy, rows, s.width, grad.b2);
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);
     const int columns = round_up_lanes(width);
@@ -75,16 +93,11 @@ void feed_forward_backward(const PackedFfn<D>& w, const Shape& s, const float* x
     up.ldc = kHidden;
     up.k = s.d;
     gemm<D>(rows, width, up);
-    for (int c = 0; c < columns; c += kLanes) {
-      Vec sum = zero();
-      for (int r = 0; r < rows; ++r) {
-        const Vec g = relu_backward(load(h + r * kHidden + c), load(dh + r * kHidden + c));
-        store(dh + r * kHidden + c, g);
-        sum += g;
-      }
-      float* b1 = grad.b1 + block * kHidden + c;
-      store(b1, load(b1) + sum);
-    }
+    float* b1 = grad.b1 + block * kHidden;
+    int c = 0;
+    for (; c + 4 * kLanes <= columns; c += 4 * kLanes)
+      relu_backward_columns<4>(h + c, rows, dh + c, b1 + c);
+    for (; c < columns; c += kLanes) relu_backward_columns<1>(h + c, rows, dh + c, b1 + c);
 
     GemmTile dw1{};  // dW1[hidden][d] += dh^T x
     dw1.a = dh;

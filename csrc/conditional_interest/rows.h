@@ -164,20 +164,33 @@ void normalize_rows_backward(float* g, const float* normalized, int rows, Width 
   }
 }
 
-// sum[c] += sum over rows of g[r][c]; and, when `x` is given, product[c] += sum of g[r][c] *
-// x[r][c].
+// sum[c] += sum over rows of g[r][c].
 template <int D>
-void accumulate_rows(const float* g, const float* x, int rows, Width w, float* sum,
-                     float* product) {
+void accumulate_rows(const float* g, int rows, Width w, float* sum) {
   for (int c = 0; c < w.columns; c += kLanes) {
-    Vec s = zero(), p = zero();
-    for (int r = 0; r < rows; ++r) {
-      const Vec v = load(g + r * D + c);
-      s += v;
-      if (x != nullptr) p += v * load(x + r * D + c);
-    }
+    Vec s = zero();
+    for (int r = 0; r < rows; ++r) s += load(g + r * D + c);
     store(sum + c, load(sum + c) + s);
-    if (x != nullptr) store(product + c, load(product + c) + p);
+  }
+}
+
+// Backward of affine_rows, one table row for all rows: adds to its gradients, and calls put(i, dx)
+// with the gradient of src for the vector at offset i.
+template <int D, typename Put>
+MTLFAST_INLINE void affine_rows_backward(const float* g, const float* src, int rows, Width w,
+                                         const float* scale, float* d_scale, float* d_shift,
+                                         Put put) {
+  for (int c = 0; c < w.columns; c += kLanes) {
+    const Vec factor = load(scale + c);
+    Vec sum = zero(), product = zero();
+    for (int64_t i = c; i < int64_t{rows} * D; i += D) {
+      const Vec v = load(g + i);
+      sum += v;
+      product += v * load(src + i);
+      put(i, v * factor);
+    }
+    store(d_shift + c, load(d_shift + c) + sum);
+    store(d_scale + c, load(d_scale + c) + product);
   }
 }
 
