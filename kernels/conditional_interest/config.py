@@ -1,7 +1,8 @@
 """Launch configurations: one table, no tuning at run time. Knows nothing of triton.
 
 Chosen by (padded d, dtype, direction) so that nothing spills on compute capabilities 8.0, 9.0 and
-10.0. Ragged lengths never enter: a batch of other lengths runs the same compiled kernels.
+10.0 with Triton 3.7, and on 9.0 with 3.6 too. Ragged lengths never enter: a batch of other lengths
+runs the same compiled kernels.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tail_output_backward": Launch(32, 0, 32, 8),
         "tail_values_backward": Launch(32, 0, 0, 8),
         "project_backward": Launch(64, 0, 0, 8),
+        "attention_queries_backward": Launch(64, 32, 0, 8),
         "tokens_backward": Launch(64, 64, 0, 8),
         "queries_backward": Launch(64),
     },
@@ -107,6 +109,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tail_values_backward": Launch(32, 0, 0, 8),
         "encoder_output_backward": Launch(32, 32, 32, 8),
         "encoder_input_backward": Launch(32, 0, 32, 8),
+        "attention_queries_backward": Launch(64, 32, 0, 8),
         "tokens_backward": Launch(32, 32, 0, 8),
         "queries_backward": Launch(64),
     },

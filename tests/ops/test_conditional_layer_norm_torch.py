@@ -204,6 +204,10 @@ def test_export_with_a_dynamic_batch() -> None:
         assert torch.equal(program.module()(x, residual), module(x, residual))
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."),
+    reason="the ahead-of-time runtime of 2.11 hands over another dtype than the graph says",
+)
 def test_compiled_ahead_of_time(tmp_path: Path) -> None:
     """What a C++ server runs, without Python."""
     module = Norm()
