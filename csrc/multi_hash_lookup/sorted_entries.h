@@ -102,8 +102,8 @@ class SortedEntries {
   // Where a part with a table starts among all entries.
   int64_t place(const Part& part) const { return part.entries - first_.get(); }
 
-  // body(place, sample, element) for all entries of a chunk of samples, the elements in ascending
-  // order; the place is -1 where the bucket has no table.
+  // body(place, sample, element) for all entries; those of a sample by one thread, the elements in
+  // ascending order. The place is -1 where the bucket has no table.
   template <class Parallel, class Body>
   void each_place(const Parallel& parallel, const Body& body) const {
     std::vector<char> has_table(static_cast<size_t>(buckets_));

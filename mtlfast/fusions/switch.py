@@ -45,8 +45,6 @@ def outlook(module: nn.Module, backend: str) -> tuple[bool, str]:
     """
     if isinstance(module.backend, nn.Module):
         return False, f"its backend is a module: {type(module.backend).__qualname__}"
-    if isinstance(module.backend, nn.Module):
-        return False, f"its backend is a module: {type(module.backend).__qualname__}"
     try:
         with torch.no_grad():
             found = _explain(module, backend)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
-from itertools import islice
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mtlfast.commands.analyses.trained import say_written, write_figure
-from mtlfast.commands.settings import add_settings, given_settings
-from mtlfast.training.config import TrainConfig
+from mtlfast.commands.analyses.untrained import AskedData, add_data_arguments
 
 if TYPE_CHECKING:
     from mtlfast.analysis import Occurrences
-    from mtlfast.data import Batch, DatasetSpec
+    from mtlfast.data import DatasetSpec
 
 NAME = "occurrences"
 USAGE = "[--data NAME] [--key NAME] [--part train|test] [--output DIR] [settings]"
@@ -38,7 +35,6 @@ examples:
     mtlfast analyze occurrences --data deskdrop:path/to/folder --key item --part test
 """
 COLUMNS = ("sequence", "task", "mean", "positives", "mean_of_all", "samples", "key", "published")
-_SETTINGS = ("data", "data_options", "on_error", "batch_size", "prefetch")
 _ITEM = "item"
 
 Published = Mapping[str, Mapping[str, float]]
@@ -52,53 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="item, or a field that depends on the item (default: the first field with "
         "`category` in its name, else item)",
     )
-    parser.add_argument(
-        "--part", choices=["train", "test"], default="train", help="of the data (default: train)"
-    )
-    parser.add_argument(
-        "--max-batches", type=int, metavar="N", help="look at so many batches (default: all)"
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: runs/analysis-<data>)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    add_settings(parser, TrainConfig, _SETTINGS)
+    add_data_arguments(parser, ("train", "test"), "train")
 
 
 def run(options: argparse.Namespace) -> int:
     """Count, print, write."""
     from mtlfast.analysis import count_occurrences, item_attribute
     from mtlfast.analysis.figures.occurrences import draw_occurrences
-    from mtlfast.training.assemble import make_source
     from mtlfast.training.files import write_csv
-    from mtlfast.training.prefetch import prefetch
-    from mtlfast.training.progress import Progress
-    from mtlfast.training.runs import data_label
 
-    if options.max_batches is not None and options.max_batches < 1:
-        raise ValueError(f"--max-batches: expected at least 1, found {options.max_batches}")
-    config = TrainConfig.from_dict(given_settings(options, TrainConfig), "settings")
-    source = make_source(config, quiet=options.quiet)
+    data = AskedData(options)
+    source, part = data.source, options.part
     key = _key(options.key, source.spec)
-    test = options.part == "test"
-    batches = (source.test_batches if test else source.train_batches)(config.batch_size)
-    samples = source.num_test_samples if test else source.num_train_samples
-    if options.max_batches is not None:
-        samples = min(samples, options.max_batches * config.batch_size)
-
-    def over(label: str, look: Any, *arguments: Any) -> Any:
-        progress = Progress(samples, label=label, quiet=options.quiet)
-        ahead: Iterable[Batch] = prefetch(islice(batches, options.max_batches), config.prefetch)
-        try:
-            return look(ahead, source.spec, *arguments, on_samples=progress.advance)
-        finally:
-            progress.close()
-
-    attribute = None if key == _ITEM else over(f"{key} of items", item_attribute, key)
-    found = over("occurrences", count_occurrences, attribute)
-    folder = f"runs/analysis-{data_label(config.data)}"
-    output = Path(folder if options.output is None else options.output)
-    paths = [output / "occurrences.csv", output / "occurrences.png"]
+    attribute = None
+    if key != _ITEM:
+        attribute = data.over(part, f"{key} of items", item_attribute, key)
+    found = data.over(part, "occurrences", count_occurrences, attribute)
+    paths = [data.output / "occurrences.csv", data.output / "occurrences.png"]
     paper = _published(source.spec, key)
     write_csv(paths[0], COLUMNS, _rows(found, key, paper))
     write_figure(paths[1], draw_occurrences(found, what=key, title=source.spec.name))

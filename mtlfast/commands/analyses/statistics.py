@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlfast.commands.analyses.trained import say_written, write_figure
-from mtlfast.commands.settings import add_settings, given_settings
-from mtlfast.training.config import TrainConfig
+from mtlfast.commands.analyses.untrained import AskedData, add_data_arguments
 
 if TYPE_CHECKING:
     from mtlfast.analysis import DataStatistics, PublishedStatistics
-    from mtlfast.data import Batch, DatasetSpec, DataSource
+    from mtlfast.data import DatasetSpec, DataSource
 
 NAME = "statistics"
 USAGE = "[--data NAME] [--part train|test|both] [--max-batches N] [--output DIR] [settings]"
@@ -46,7 +43,6 @@ COLUMNS = (
     "train", "test", "all",
     "published_train", "published_test", "published_all",
 )  # fmt: skip
-_SETTINGS = ("data", "data_options", "on_error", "batch_size", "prefetch")
 _PARTS = ("train", "test")
 _ALL = "all"
 # What the data sets call a user, and an item where there are no histories.
@@ -69,41 +65,21 @@ class Line(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--part", choices=[*_PARTS, "both"], default="both", help="of the data (default: both)"
-    )
-    parser.add_argument(
-        "--max-batches",
-        type=int,
-        metavar="N",
-        help="look at so many batches of each part (default: all)",
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: runs/analysis-<data>)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    add_settings(parser, TrainConfig, _SETTINGS)
+    add_data_arguments(parser, (*_PARTS, "both"), "both")
 
 
 def run(options: argparse.Namespace) -> int:
     """Count, print, write."""
     from mtlfast.analysis import PUBLISHED, PublishedStatistics
     from mtlfast.analysis.figures.data_statistics import draw_statistics
-    from mtlfast.training.assemble import make_source
     from mtlfast.training.files import write_csv
-    from mtlfast.training.runs import data_label
 
-    if options.max_batches is not None and options.max_batches < 1:
-        raise ValueError(f"--max-batches: expected at least 1, found {options.max_batches}")
-    config = TrainConfig.from_dict(given_settings(options, TrainConfig), "settings")
-    source = make_source(config, quiet=options.quiet)
-    asked = _PARTS if options.part == "both" else (options.part,)
-    parts = _count(source, asked, options.max_batches, config, options.quiet)
+    data = AskedData(options)
+    source = data.source
+    parts = _count(data, _PARTS if options.part == "both" else (options.part,))
     published = PUBLISHED.get(source.spec.name)
     lines = _lines(parts, source.spec, published or PublishedStatistics("nobody"))
-    folder = f"runs/analysis-{data_label(config.data)}"
-    output = Path(folder if options.output is None else options.output)
-    paths = [output / "statistics.csv", output / "statistics.png"]
+    paths = [data.output / "statistics.csv", data.output / "statistics.png"]
     write_csv(paths[0], COLUMNS, map(_row, lines))
     # Parts of one data set rarely differ so much that a third bar would say more.
     drawn = {name: part for name, part in parts.items() if name != _ALL}
@@ -113,31 +89,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _count(
-    source: DataSource,
-    asked: Iterable[str],
-    max_batches: int | None,
-    config: TrainConfig,
-    quiet: bool,
-) -> dict[str, DataStatistics]:
+def _count(data: AskedData, asked: Iterable[str]) -> dict[str, DataStatistics]:
     """What was counted of each part, and of all where there are several."""
     from mtlfast.analysis import count_statistics
-    from mtlfast.training.prefetch import prefetch
-    from mtlfast.training.progress import Progress
 
-    found: dict[str, DataStatistics] = {}
-    for part in asked:
-        test = part == "test"
-        samples = source.num_test_samples if test else source.num_train_samples
-        if max_batches is not None:
-            samples = min(samples, max_batches * config.batch_size)
-        batches = (source.test_batches if test else source.train_batches)(config.batch_size)
-        ahead: Iterable[Batch] = prefetch(islice(batches, max_batches), config.prefetch)
-        progress = Progress(samples, label=f"statistics of {part}", quiet=quiet)
-        try:
-            found[part] = count_statistics(ahead, source.spec, on_samples=progress.advance)
-        finally:
-            progress.close()
+    found: dict[str, DataStatistics] = {
+        part: data.over(part, f"statistics of {part}", count_statistics) for part in asked
+    }
     if len(found) > 1:
         train, test_part = found.values()
         found[_ALL] = train.merged(test_part)
