@@ -61,7 +61,7 @@ def plans(device: str) -> list[Plan]:
     for dtype in ("bfloat16", "float32"):
         found += [Plan(training_case("tenrec", 32, dtype=dtype), "forward")]
         found += [Plan(serving_case("ecommerce", 32, dtype=dtype), "serving")]
-        for d in (16, 64):
+        for d in (16, 64, 128):
             found += [Plan(training_case("ecommerce", d, dtype=dtype), "forward")]
     return found
 

@@ -21,6 +21,7 @@ class Launch(NamedTuple):
     hidden: int = 0  # hidden units per block of the FFN
     warps: int = 4
     stages: int = 1
+    columns: int = 0  # of wide rows in a product at once; 0: all
 
 
 class Config(NamedTuple):
@@ -33,6 +34,7 @@ class Config(NamedTuple):
     tail_input_backward: Launch
     tail_values_backward: Launch
     weights_backward: Launch
+    encoder_ahead: Launch  # no rows: encoder_output_backward does it itself
     encoder_output_backward: Launch
     encoder_input_backward: Launch
     project_backward: Launch
@@ -52,6 +54,7 @@ _USUAL = Config(
     tail_input_backward=Launch(64, 0, 32, 8),
     tail_values_backward=Launch(64, 0, 0, 8),
     weights_backward=Launch(64, 0, 32, 8),
+    encoder_ahead=Launch(0),
     encoder_output_backward=Launch(64, 32, 32, 8),
     encoder_input_backward=Launch(64, 0, 32, 8),
     project_backward=Launch(64),
@@ -123,10 +126,48 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "project_backward": Launch(64, 0, 0, 8),
         "tokens_backward": Launch(32, 32, 0, 8),
     },
+    (128, True): {
+        "project": Launch(64, 0, 0, 8),
+        "attention": Launch(32, 32, 0, 8),
+        "queries": Launch(32, 0, 0, 8),
+        "encoder": Launch(32, 16, 16, 8),
+        "tail_output_backward": Launch(32, 0, 32, 8),
+        "tail_input_backward": Launch(32, 0, 32, 8),
+        "tail_values_backward": Launch(32, 0, 0, 8),
+        "weights_backward": Launch(16, 0, 16, 8),
+        "encoder_ahead": Launch(64, 0, 32, 8),
+        "encoder_output_backward": Launch(16, 16, 0, 8),
+        "encoder_input_backward": Launch(32, 0, 32, 8),
+        "project_backward": Launch(64, 0, 0, 8),
+        "attention_queries_backward": Launch(32, 32, 0, 8),
+        "attention_keys_backward": Launch(32, 32, 0, 8),
+        "tokens_backward": Launch(32, 16, 0, 8),
+        "queries_backward": Launch(32, 0, 0, 8, 1, 64),
+    },
+    (128, False): {
+        "project": Launch(32, 0, 0, 8, 1, 32),
+        "attention": Launch(32, 32, 0, 8),
+        "queries": Launch(32, 0, 0, 8),
+        "encoder": Launch(32, 32, 32, 8, 1, 32),
+        "tail": Launch(16, 0, 16, 8),
+        "tail_output_backward": Launch(16, 0, 16, 8),
+        "tail_input_backward": Launch(32, 0, 32, 8, 1, 32),
+        "tail_values_backward": Launch(16, 0, 0, 8),
+        "weights_backward": Launch(16, 0, 32, 8, 1, 32),
+        "encoder_ahead": Launch(32, 0, 32, 8, 1, 32),
+        "encoder_output_backward": Launch(16, 16, 0, 8, 1, 32),
+        "encoder_input_backward": Launch(16, 0, 32, 8, 1, 16),
+        "project_backward": Launch(32, 0, 0, 8, 1, 32),
+        "attention_queries_backward": Launch(32, 32, 0, 8),
+        "attention_keys_backward": Launch(32, 32, 0, 8),
+        "tokens_backward": Launch(16, 16, 0, 8),
+        "queries_backward": Launch(16, 0, 0, 8, 1, 32),
+    },
 }
 # The same for compute capabilities below 9.0, whose products keep more in registers.
 _BEFORE_90: dict[tuple[int, bool], dict[str, Launch]] = {
     (32, True): {"encoder_output_backward": Launch(16, 16, 64, 2)},
+    (128, True): {"attention": Launch(64, 32, 0, 8), "encoder": Launch(16, 16, 32, 8)},
 }
 
 
@@ -143,7 +184,10 @@ def config(
     if capability < 90:
         found = found._replace(**_BEFORE_90.get(key, {}))
     found = found._replace(**(launches or {}))
-    fitted = (launch._replace(hidden=min(launch.hidden, layout.fp)) for launch in found)
+    fitted = (
+        launch._replace(hidden=min(launch.hidden, layout.fp), columns=launch.columns or layout.dp)
+        for launch in found
+    )
     found = Config(*fitted)
     pairs = {
         name: getattr(found, name)._replace(other=max(getattr(found, name).other, layout.hp))

@@ -92,6 +92,7 @@ def decoder_rows(
     FP: tl.constexpr,
     HD: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """From pooled vectors to the last norm: (u2, rstd2, u3, rstd3) of a tile of rows."""
@@ -113,7 +114,7 @@ def decoder_rows(
     x = u2 * scale2[None, :] + shift2[None, :]
     w1 = decoder + 4 * HD * DP
     b1 = vectors + FP + DP
-    u = feed_forward(x, w1, b1, w1 + FP * DP, b1 + FP, FP, BH, DP, PRECISION)
+    u = feed_forward(x, w1, b1, w1 + FP * DP, b1 + FP, FP, BH, DP, COLUMNS, PRECISION)
     u3, rstd3 = layer_norm(u, column < D, exists, D, eps)
     return u2, rstd2, u3, rstd3
 
@@ -148,6 +149,7 @@ def decoder_tail(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
@@ -165,7 +167,7 @@ def decoder_tail(
     item = load_tokens(target, stride_row, stride_column, candidate, exists, D, DP)
     _u2, _rstd2, u3, _rstd3 = decoder_rows(
         item, pooled, pair, exists, end <= begin, task, behavior, num_behaviors, decoder, vectors,
-        eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
+        eps, D, H, DP, DHP, FP, HD, BH, COLUMNS, PRECISION,
     )  # fmt: skip
     tables = vectors + 2 * (FP + DP)
     scale3, shift3 = load_norm(tables, task, behavior, 3, num_behaviors, DP)

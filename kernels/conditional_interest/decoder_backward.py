@@ -12,6 +12,7 @@ from .primitives import (
     accumulate_norm,
     feed_forward_backward,
     layer_norm_backward,
+    product,
 )
 from .self_attention import load_tokens
 
@@ -53,6 +54,7 @@ def decoder_output_backward(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
@@ -75,7 +77,7 @@ def decoder_output_backward(
             item = load_tokens(target, stride_row, stride_column, candidate, exists, D, DP)
             u2, rstd2, u3, rstd3 = decoder_rows(
                 item, pooled, pair, exists, empty, task, behavior, num_behaviors, matrices + side,
-                vectors, eps, D, H, DP, DHP, FP, HD, BH, PRECISION,
+                vectors, eps, D, H, DP, DHP, FP, HD, BH, COLUMNS, PRECISION,
             )  # fmt: skip
             tile = pair[:, None] * DP + column[None, :]
             tl.store(normalized + tile, u2.to(normalized.dtype.element_ty), mask=exists[:, None])
@@ -112,6 +114,7 @@ def decoder_input_backward(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     side: tl.constexpr = (4 * HD + 2 * FP) * DP
@@ -133,7 +136,9 @@ def decoder_input_backward(
             d_y = tl.load(gradient + tile, mask=exists[:, None], other=0.0).to(tl.float32)
             scale2, shift2 = load_norm(tables, task, behavior, 2, num_behaviors, DP)
             x = u2 * scale2[None, :] + shift2[None, :]
-            d_x = feed_forward_backward(x, d_y, w1, b1, w1 + FP * DP, FP, BH, DP, PRECISION)
+            d_x = feed_forward_backward(
+                x, d_y, w1, b1, w1 + FP * DP, FP, BH, DP, COLUMNS, PRECISION
+            )
             row2 = norm_row(task, behavior, 2, num_behaviors) * DP
             accumulate_norm(d_tables + row2, d_x, u2, DP)
             rstd2 = tl.load(rstd + pair, mask=exists, other=0.0)
@@ -252,6 +257,7 @@ def queries_backward(
     FP: tl.constexpr,
     HD: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
@@ -282,10 +288,9 @@ def queries_backward(
             d_absorbed = (d_absorbed * scale).to(dtype)
             block = (head * DHP + feature)[:, None] * DP + column[None, :]
             weight_q = tl.load(w_q + block)
-            q = tl.dot(item, tl.trans(weight_q), input_precision=PRECISION).to(dtype)
+            q = product(item, weight_q, None, COLUMNS, PRECISION).to(dtype)
             accumulate(d_w_k + block, tl.dot(tl.trans(q), d_absorbed, input_precision=PRECISION))
-            weight_k = tl.trans(tl.load(w_k + block))
-            d_q = tl.dot(d_absorbed, weight_k, input_precision=PRECISION).to(dtype)
+            d_q = product(d_absorbed, tl.load(w_k + block), None, COLUMNS, PRECISION).to(dtype)
             accumulate(d_w_q + block, tl.dot(tl.trans(d_q), item, input_precision=PRECISION))
             d_item += tl.dot(d_q, weight_q, input_precision=PRECISION)
         tl.store(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import clamped, feed_forward, finite, layer_norm, tile_offsets
+from .primitives import clamped, feed_forward, finite, layer_norm, product, tile_offsets
 
 
 @triton.jit
@@ -56,13 +56,14 @@ def encoded_tokens(
     FP: tl.constexpr,
     BH: tl.constexpr,
     TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """u1 and its reciprocal deviation for one task and the tokens from ``first`` on."""
     tile = normalized + tl.cast(first, tl.int64) * DP + tile_offsets(TOKENS, DP)
     u0 = tl.load(tile, mask=exists[:, None], other=0.0).to(tl.float32)
     x = u0 * scale0[None, :] + shift0[None, :]
-    u = feed_forward(x, w1, b1, w2, b2, FP, BH, DP, PRECISION)
+    u = feed_forward(x, w1, b1, w2, b2, FP, BH, DP, COLUMNS, PRECISION)
     return layer_norm(u, tl.arange(0, DP) < D, exists, D, eps)
 
 
@@ -99,6 +100,7 @@ def encode_and_pool(
     CANDIDATES: tl.constexpr,
     TOKENS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
@@ -141,11 +143,11 @@ def encode_and_pool(
         exists = token < within_tile(last_token, first, TOKENS)
         u1, _rstd1 = encoded_tokens(
             normalized, first, exists, scale0, shift0, w1, b1, w2, b2, eps,
-            D, DP, FP, BH, TOKENS, PRECISION,
+            D, DP, FP, BH, TOKENS, COLUMNS, PRECISION,
         )  # fmt: skip
         # A NaN makes its token's scores NaN; what is mixed must not carry it to other sequences.
         key = u1.to(dtype)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        scores = product(query, key, None, COLUMNS, PRECISION)
         own_first = within_tile(begin, first, TOKENS)
         own_last = within_tile(end, first, TOKENS)
         own = (token[None, :] >= own_first[:, None]) & (token[None, :] < own_last[:, None])

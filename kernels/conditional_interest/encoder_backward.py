@@ -17,6 +17,7 @@ from .primitives import (
     feed_forward_backward,
     finite,
     layer_norm_backward,
+    product,
     tile_offsets,
 )
 
@@ -48,6 +49,7 @@ def pooling_backward(
     HP: tl.constexpr,
     CANDIDATES: tl.constexpr,
     TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
 ):
@@ -93,20 +95,26 @@ def pooling_backward(
 
         own = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
         own = own & real[None, :]
-        scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)  # [TOKENS, pairs]
+        if COLUMNS < DP:  # one product, which holds the columns of ``key`` once
+            both = tl.reshape(tl.permute(tl.join(query, upstream), (0, 2, 1)), [2 * pairs, DP])
+            both = product(key, both, None, COLUMNS, PRECISION)
+            scores, d_weights = tl.split(tl.reshape(both, [TOKENS, pairs, 2]))
+        else:
+            scores = product(key, query, None, COLUMNS, PRECISION)  # [TOKENS, pairs]
+            d_weights = product(key, upstream, None, COLUMNS, PRECISION)
         weights = tl.exp(scores - largest[None, :]) * inverse[None, :]
         weights = tl.where(own, weights, 0.0)
-        d_weights = tl.dot(key, tl.trans(upstream), input_precision=PRECISION)
         d_scores = weights * (d_weights - along[None, :])
         d_scores = tl.where(own & several[None, :], d_scores, 0.0).to(dtype)
-        d_u1 += tl.dot(weights.to(dtype), upstream, input_precision=PRECISION)
-        d_u1 += tl.dot(d_scores, query, input_precision=PRECISION)
         d_query = tl.dot(tl.trans(d_scores), key, input_precision=PRECISION)  # [pairs, DP]
         accumulate(d_scale1 + column, tl.sum(d_query * absorbed, axis=0))
         mine = d_queries + (tl.cast(behavior, tl.int64) * num_candidates + start) * H * DP
         pointers = mine + (local * H + head)[:, None] * DP + column[None, :]
         before = tl.load(pointers, mask=real[:, None], other=0.0)
         tl.store(pointers, before + d_query * scale[None, :], mask=real[:, None])
+        # Last: the compiler would move the sums here anyway, and hold their operands until then.
+        d_u1 += tl.dot(weights.to(dtype), upstream, input_precision=PRECISION)
+        d_u1 += tl.dot(d_scores, query, input_precision=PRECISION)
         # What one thread has added up, another may read next.
         tl.debug_barrier()
     return d_u1
@@ -129,7 +137,8 @@ def encoder_output_backward(
     vectors,
     sums,  # [programs, sums_size] in and out
     d_queries,  # [M, B, H, DP] in (zeros) and out
-    d_encoded,  # [T, N, DP] out: gradient of x + FFN(x)
+    d_encoded,  # [T, N, DP] out: gradient of x + FFN(x); in, where ENCODED: u1
+    deviations,  # [T, N]: of u1, reciprocal; read where ENCODED
     num_candidates,
     num_users,
     num_behaviors,
@@ -146,8 +155,10 @@ def encoder_output_backward(
     CANDIDATES: tl.constexpr,
     TOKENS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     SHARED: tl.constexpr,
+    ENCODED: tl.constexpr,
 ):
     dtype: tl.constexpr = matrices.dtype.element_ty
     w1 = matrices + 4 * HD * DP
@@ -179,28 +190,32 @@ def encoder_output_backward(
             for first in range(first_token, last_token, TOKENS):
                 token = tl.arange(0, TOKENS)
                 exists = token < within_tile(last_token, first, TOKENS)
-                live = exists
-                if SHARED:
-                    live = tl.load(segments + first + token, mask=exists, other=-1) >= 0
-                scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
-                u1, rstd1 = encoded_tokens(
-                    normalized, first, live, scale0, shift0, w1, vectors, w2, vectors + FP, eps,
-                    D, DP, FP, BH, TOKENS, PRECISION,
-                )  # fmt: skip
+                place = tl.cast(task, tl.int64) * num_tokens + first
+                tile = d_encoded + place * DP + tile_offsets(TOKENS, DP)
+                if ENCODED:
+                    u1 = tl.load(tile, mask=exists[:, None], other=0.0).to(tl.float32)
+                    rstd1 = tl.load(deviations + place + token, mask=exists, other=0.0)
+                else:
+                    live = exists
+                    if SHARED:
+                        live = tl.load(segments + first + token, mask=exists, other=-1) >= 0
+                    scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
+                    u1, rstd1 = encoded_tokens(
+                        normalized, first, live, scale0, shift0, w1, vectors, w2, vectors + FP,
+                        eps, D, DP, FP, BH, TOKENS, COLUMNS, PRECISION,
+                    )  # fmt: skip
                 gradient = pooling_backward(
                     finite(u1).to(dtype), first, first_place, last_place, behavior, task,
                     tables + row1, d_tables + row1, queries, d_pooled, statistics, inner, offsets,
                     users, d_queries, num_candidates, num_users, num_behaviors,
                     num_tasks, num_tokens,
-                    H, DP, HP, CANDIDATES, TOKENS, PRECISION, SHARED,
+                    H, DP, HP, CANDIDATES, TOKENS, COLUMNS, PRECISION, SHARED,
                 )  # fmt: skip
                 gradient = layer_norm_backward(gradient, u1, rstd1, tl.arange(0, DP) < D, D)
-                place = tl.cast(task, tl.int64) * num_tokens + first
-                tl.store(
-                    d_encoded + place * DP + tile_offsets(TOKENS, DP),
-                    gradient.to(d_encoded.dtype.element_ty),
-                    mask=exists[:, None],
-                )
+                if ENCODED:
+                    tl.debug_barrier()  # Every thread has read u1.
+                gradient = gradient.to(d_encoded.dtype.element_ty)
+                tl.store(tile, gradient, mask=exists[:, None])
 
 
 @triton.jit
@@ -226,6 +241,49 @@ def behavior_tile(item, offsets, num_users, num_behaviors, num_tokens, ROWS: tl.
     return behavior, first, last
 
 
+@triton.jit(do_not_specialize=["num_users", "num_behaviors", "num_tokens"])
+def encode_tokens(
+    normalized,  # [N, DP]
+    segments,  # [N]
+    offsets,
+    matrices,
+    vectors,
+    encoded,  # [T, N, DP] out: u1
+    deviations,  # [T, N] out: reciprocal
+    num_users,
+    num_behaviors,
+    num_tokens,
+    eps,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    FP: tl.constexpr,
+    HD: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """u1 of a tile of tokens for one task: for wide rows, ahead of encoder_output_backward."""
+    token = tl.arange(0, TOKENS)
+    task = tl.program_id(1)
+    w1 = matrices + 4 * HD * DP
+    tables = vectors + 2 * (FP + DP)
+    behavior, first, last = behavior_tile(
+        tl.program_id(0), offsets, num_users, num_behaviors, num_tokens, TOKENS
+    )
+    exists = token < within_tile(last, first, TOKENS)
+    live = tl.load(segments + first + token, mask=exists, other=-1) >= 0
+    scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
+    u1, rstd1 = encoded_tokens(
+        normalized, first, live, scale0, shift0, w1, vectors, w1 + FP * DP, vectors + FP, eps,
+        D, DP, FP, BH, TOKENS, COLUMNS, PRECISION,
+    )  # fmt: skip
+    place = tl.cast(task, tl.int64) * num_tokens + first
+    tile = encoded + place * DP + tile_offsets(TOKENS, DP)
+    tl.store(tile, u1.to(encoded.dtype.element_ty), mask=exists[:, None])
+    tl.store(deviations + place + token, rstd1, mask=exists)
+
+
 @triton.jit(do_not_specialize=["num_users", "num_behaviors", "num_tasks", "num_tokens"])
 def encoder_input_backward(
     normalized,  # [N, DP]
@@ -248,6 +306,7 @@ def encoder_input_backward(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     column = tl.arange(0, DP)
@@ -273,7 +332,7 @@ def encoder_input_backward(
             plane = tl.cast(task, tl.int64) * num_tokens * DP
             d_y = tl.load(d_encoded + plane + tile, mask=live[:, None], other=0.0)
             d_x = feed_forward_backward(
-                x, d_y.to(tl.float32), w1, vectors, w2, FP, BH, DP, PRECISION
+                x, d_y.to(tl.float32), w1, vectors, w2, FP, BH, DP, COLUMNS, PRECISION
             )
             row = norm_row(task, behavior, 0, num_behaviors) * DP
             accumulate(d_tables + row + column, tl.sum(d_x * u0, axis=0))

@@ -33,6 +33,7 @@ def feed_forward_weights_backward(
     HD: tl.constexpr,
     ROWS: tl.constexpr,
     BH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
     ENCODER: tl.constexpr,
 ):
@@ -69,7 +70,9 @@ def feed_forward_weights_backward(
         d_y = tl.load(
             gradient + row[:, None] * DP + column[None, :], mask=exists[:, None], other=0.0
         )
-        h, d_h, _weight1 = hidden_units_backward(x, d_y, w1, biases, w2, block, BH, DP, PRECISION)
+        h, d_h, _weight1 = hidden_units_backward(
+            x, d_y, w1, biases, w2, block, BH, DP, COLUMNS, PRECISION
+        )
         d_w1 += tl.dot(tl.trans(d_h.to(dtype)), x, input_precision=PRECISION)
         d_w2 += tl.dot(tl.trans(h.to(dtype)), d_y, input_precision=PRECISION)
         d_b1 += tl.sum(d_h, axis=0)

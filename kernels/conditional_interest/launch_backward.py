@@ -15,7 +15,7 @@ from .decoder_backward import (
     decoder_values_backward,
     queries_backward,
 )
-from .encoder_backward import encoder_input_backward, encoder_output_backward
+from .encoder_backward import encode_tokens, encoder_input_backward, encoder_output_backward
 from .feed_forward_backward import feed_forward_weights_backward
 from .parameters import sum_parameter_gradients
 from .problem import (
@@ -128,6 +128,7 @@ class _Backward:
             p.query_scale,
             **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
             ROWS=launch.rows,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         together = 32 if self.most > 4 else 4
@@ -176,6 +177,7 @@ class _Backward:
             **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
             ROWS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         # These need the gradient that the next launch writes over.
@@ -198,6 +200,7 @@ class _Backward:
             **p.constants("D", "DP", "FP", "HD", "PRECISION"),
             ROWS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         launch = p.config.tail_values_backward
@@ -253,6 +256,7 @@ class _Backward:
             ROWS=launch.rows,
             BH=launch.hidden,
             ENCODER=encoder,
+            COLUMNS=launch.columns,
             **options(launch),
         )
 
@@ -269,6 +273,29 @@ class _Backward:
     ) -> None:
         p, layout = self.p, self.p.layout
         d_encoded = p.new(p.num_tasks, p.num_tokens, layout.dp)
+        deviations, ahead = d_encoded, p.config.encoder_ahead
+        if ahead.rows:
+            deviations = p.floats(p.num_tasks, p.num_tokens)
+            p.run(
+                encode_tokens,
+                (triton.cdiv(p.num_tokens, ahead.rows) + p.num_behaviors, p.num_tasks),
+                normalized,
+                segments,
+                p.offsets,
+                self.matrices,
+                self.vectors,
+                d_encoded,
+                deviations,
+                p.num_users,
+                p.num_behaviors,
+                p.num_tokens,
+                self.eps,
+                **p.constants("D", "DP", "FP", "HD", "PRECISION"),
+                TOKENS=ahead.rows,
+                BH=ahead.hidden,
+                COLUMNS=ahead.columns,
+                **options(ahead),
+            )
         launch = p.config.encoder_output_backward
         candidates = launch.other // layout.hp
         p.run(
@@ -288,13 +315,16 @@ class _Backward:
             self.sums,
             d_queries,
             d_encoded,
+            deviations,
             *p.sizes,
             self.size,
             self.eps,
             **p.constants("D", "H", "DP", "HP", "FP", "HD", "PRECISION", "SHARED"),
+            ENCODED=ahead.rows > 0,
             CANDIDATES=candidates,
             TOKENS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         launch = p.config.encoder_input_backward
@@ -318,6 +348,7 @@ class _Backward:
             **p.constants("D", "DP", "FP", "HD", "PRECISION"),
             ROWS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         self.feed_forward_weights(normalized, d_encoded, segments)
@@ -338,7 +369,9 @@ class _Backward:
             projected,
             *p.strides,
             n,
-            **p.constants("D", "DP", "HD", "PRECISION", ROWS=launch.rows),
+            **p.constants("D", "DP", "HD", "PRECISION"),
+            ROWS=launch.rows,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         mixed, d_query, d_key, d_value = (p.new(n, columns) for _ in range(4))

@@ -73,6 +73,7 @@ def forward(
             CANDIDATES=candidates,
             TOKENS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
         launch = p.config.tail
@@ -93,6 +94,7 @@ def forward(
             **p.constants("D", "H", "DP", "DHP", "FP", "HD", "PRECISION", "SHARED"),
             ROWS=launch.rows,
             BH=launch.hidden,
+            COLUMNS=launch.columns,
             **options(launch),
         )
     return out, *saved
@@ -124,7 +126,9 @@ def _self_attention(
         projected,
         *p.strides,
         p.num_tokens,
-        **p.constants("D", "DP", "HD", "PRECISION", ROWS=launch.rows),
+        **p.constants("D", "DP", "HD", "PRECISION"),
+        ROWS=launch.rows,
+        COLUMNS=launch.columns,
         **options(launch),
     )
     launch = p.config.attention

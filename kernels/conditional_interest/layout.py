@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MAX_D, MAX_D_F, MAX_HEAD_COLUMNS = 64, 1024, 256
+MAX_D, MAX_D_F, MAX_HEAD_COLUMNS = 128, 1024, 256
 
 
 def power_of_two(n: int) -> int:

@@ -56,18 +56,61 @@ def add_bias(y, bias):
 
 
 @triton.jit
-def hidden_units(x, w1, b1, first, BH: tl.constexpr, DP: tl.constexpr, PRECISION: tl.constexpr):
+def halves(x):
+    """The left and the right half of the columns."""
+    pairs = tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2])
+    return tl.split(tl.permute(pairs, (0, 2, 1)))
+
+
+@triton.jit
+def product(a, b, total, COLUMNS: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a b^T, where None is zero, of at most COLUMNS columns at a time.
+
+    A float32 product holds whole rows of its operands in registers, and wide ones do not fit.
+    """
+    if a.shape[1] > COLUMNS:
+        a_left, a_right = halves(a)
+        b_left, b_right = halves(b)
+        total = product(a_left, b_left, total, COLUMNS, PRECISION)
+        total = product(a_right, b_right, total, COLUMNS, PRECISION)
+    elif total is None:
+        total = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    else:
+        total += tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def hidden_units(
+    x,
+    w1,
+    b1,
+    first,
+    BH: tl.constexpr,
+    DP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """relu(x W1^T + b1) for the units [first, first + BH) -> [R, BH] float32, and W1's block."""
     unit = first + tl.arange(0, BH)
     column = tl.arange(0, DP)
     weight = tl.load(w1 + unit[:, None] * DP + column[None, :])
-    h = tl.dot(x, tl.trans(weight), input_precision=PRECISION)
+    h = product(x, weight, None, COLUMNS, PRECISION)
     return relu(add_bias(h, tl.load(b1 + unit))), weight
 
 
 @triton.jit
 def feed_forward(
-    x, w1, b1, w2, b2, FP: tl.constexpr, BH: tl.constexpr, DP: tl.constexpr, PRECISION: tl.constexpr
+    x,
+    w1,
+    b1,
+    w2,
+    b2,
+    FP: tl.constexpr,
+    BH: tl.constexpr,
+    DP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """x + FFN(x) of rows ``x [R, DP]`` (Eq. 5); w1 and w2 are [FP, DP], one row per hidden unit."""
     dtype: tl.constexpr = w1.dtype.element_ty
@@ -75,7 +118,7 @@ def feed_forward(
     operand = x.to(dtype)
     total = tl.zeros_like(x)
     for first in range(0, FP, BH):
-        h, _weight1 = hidden_units(operand, w1, b1, first, BH, DP, PRECISION)
+        h, _weight1 = hidden_units(operand, w1, b1, first, BH, DP, COLUMNS, PRECISION)
         unit = first + tl.arange(0, BH)
         weight = tl.load(w2 + unit[:, None] * DP + column[None, :])
         total += tl.dot(h.to(dtype), weight, input_precision=PRECISION)
@@ -106,14 +149,15 @@ def hidden_units_backward(
     first,
     BH: tl.constexpr,
     DP: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Units [first, first + BH) again, [R, BH], the gradient before their ReLU, and W1's block."""
     unit = first + tl.arange(0, BH)
     column = tl.arange(0, DP)
-    h, weight1 = hidden_units(x, w1, b1, first, BH, DP, PRECISION)
+    h, weight1 = hidden_units(x, w1, b1, first, BH, DP, COLUMNS, PRECISION)
     weight2 = tl.load(w2 + unit[:, None] * DP + column[None, :])
-    d_h = tl.dot(gradient, tl.trans(weight2), input_precision=PRECISION)
+    d_h = product(gradient, weight2, None, COLUMNS, PRECISION)
     return h, tl.where(h <= 0.0, 0.0, d_h), weight1
 
 
@@ -127,6 +171,7 @@ def feed_forward_backward(
     FP: tl.constexpr,
     BH: tl.constexpr,
     DP: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradient of ``x`` from that of x + FFN(x). Hidden units are computed again block by block."""
@@ -136,7 +181,7 @@ def feed_forward_backward(
     d_x = tl.zeros_like(gradient)
     for first in range(0, FP, BH):
         _h, d_h, weight1 = hidden_units_backward(
-            operand, upstream, w1, b1, w2, first, BH, DP, PRECISION
+            operand, upstream, w1, b1, w2, first, BH, DP, COLUMNS, PRECISION
         )
         d_x += tl.dot(d_h.to(dtype), weight1, input_precision=PRECISION)
     return gradient + d_x

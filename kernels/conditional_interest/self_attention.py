@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import clamped, finite, layer_norm
+from .primitives import clamped, finite, layer_norm, product
 
 # Of a row that attends to nothing; keys that do not exist have -2, those of idle users -1.
 NO_SEGMENT: tl.constexpr = tl.constexpr(-3)
@@ -63,13 +63,14 @@ def project_rows(
     valid,
     HD: tl.constexpr,
     DP: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out [N, HD] = x W^T with the packed rows [first_row, first_row + HD) of ``weight``."""
     column = tl.arange(0, DP)
     feature = tl.arange(0, HD)
     w = tl.load(weight + (first_row + feature)[:, None] * DP + column[None, :])
-    y = tl.dot(x, tl.trans(w), input_precision=PRECISION)
+    y = product(x, w, None, COLUMNS, PRECISION)
     tl.store(
         out + row[:, None] * HD + feature[None, :],
         y.to(out.dtype.element_ty),
@@ -90,6 +91,7 @@ def project_tokens(
     DP: tl.constexpr,
     HD: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -99,7 +101,7 @@ def project_tokens(
     x = x.to(matrices.dtype.element_ty)
     for i in range(3):
         out = projected + tl.cast(num_tokens, tl.int64) * HD * i
-        project_rows(x, matrices, i * HD, out, row, valid, HD, DP, PRECISION)
+        project_rows(x, matrices, i * HD, out, row, valid, HD, DP, COLUMNS, PRECISION)
 
 
 @triton.jit

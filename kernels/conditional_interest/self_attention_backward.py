@@ -36,6 +36,7 @@ def project_tokens_backward(
     DP: tl.constexpr,
     HD: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -46,12 +47,14 @@ def project_tokens_backward(
     plane = tl.cast(num_tokens, tl.int64) * HD
     x = load_tokens(values, stride_row, stride_column, row, live, D, DP).to(dtype)
     for i in range(3):
-        project_rows(x, matrices, i * HD, projected + plane * i, row, valid, HD, DP, PRECISION)
+        out = projected + plane * i
+        project_rows(x, matrices, i * HD, out, row, valid, HD, DP, COLUMNS, PRECISION)
 
     at = row[:, None] * DP + column[None, :]
     d_u = tl.load(gradient + at, mask=valid[:, None], other=0.0)
     out = projected + plane * 3
-    project_rows(d_u.to(dtype), matrices, 3 * HD, out, row, valid, HD, DP, PRECISION)
+    d_u = d_u.to(dtype)
+    project_rows(d_u, matrices, 3 * HD, out, row, valid, HD, DP, COLUMNS, PRECISION)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

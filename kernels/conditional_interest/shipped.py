@@ -15,7 +15,7 @@ from ..aot import AotCase
 from .launch_backward import backward
 from .launch_forward import forward
 
-_WIDTHS = ((16, 2), (32, 2), (64, 4))  # d, heads; d_f = 4 d
+_WIDTHS = ((16, 2), (32, 2), (64, 4), (128, 4), (128, 8))  # d, heads; d_f = 4 d
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _POINTERS = {
     torch.float32: "*fp32",
@@ -47,7 +47,8 @@ def _cases(d: int, heads: int, dtype: str, shared: bool, capability: int) -> Ite
         suffix = "/shared" if shared and constants.get("SHARED") else ""
         if shared and not suffix:
             return
-        name = f"{kernel.fn.__name__}/d{d}/{dtype}{suffix}"
+        of_many = f"/h{heads}" if d > 64 else ""
+        name = f"{kernel.fn.__name__}/d{d}{of_many}/{dtype}{suffix}"
         recorded.append(_case(name, kernel, arguments, constants))
 
     def empty(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:

@@ -28,6 +28,7 @@ _LAUNCH_OF = {
     "decoder_input_backward": "tail_input_backward",
     "decoder_values_backward": "tail_values_backward",
     "feed_forward_weights_backward": "weights_backward",
+    "encode_tokens": "encoder_ahead",
     "encoder_output_backward": "encoder_output_backward",
     "encoder_input_backward": "encoder_input_backward",
     "project_tokens_backward": "project_backward",

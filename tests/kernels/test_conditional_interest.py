@@ -60,7 +60,10 @@ def check_tolerance(case: Case) -> None:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     ("d", "d_f", "heads"),
-    [(16, 272, 1), (24, 40, 3), (32, 128, 2), (40, 8, 5), (64, 80, 4), (56, 24, 7)],
+    [
+        *((16, 272, 1), (24, 40, 3), (32, 128, 2), (40, 8, 5), (64, 80, 4), (56, 24, 7)),
+        *((128, 72, 8), (96, 40, 4)),
+    ],
 )
 def test_widths(d: int, d_f: int, heads: int) -> None:
     check_tolerance(make([[3, 0, 9]], d=d, d_f=d_f, num_heads=heads, num_tasks=1, seed=d))
@@ -71,6 +74,15 @@ def test_widths(d: int, d_f: int, heads: int) -> None:
 @pytest.mark.parametrize("candidates", [None, 5])
 def test_half(dtype: torch.dtype, candidates: int | None) -> None:
     check_tolerance(make(d=32, d_f=64, num_candidates=candidates, dtype=dtype))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("dtype", "candidates"), [(torch.bfloat16, None), (torch.float16, 3)])
+def test_half_and_wide(dtype: torch.dtype, candidates: int | None) -> None:
+    lengths = [[3, 0, 18]]
+    check_tolerance(
+        make(lengths, d=72, d_f=40, num_heads=3, num_candidates=candidates, dtype=dtype)
+    )
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -110,7 +122,7 @@ def test_sharp_softmax() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_fuzzed(seed: int, dtype: torch.dtype) -> None:
     case = interest_cases.fuzz(seed, dtype, kinks=False)
-    if case.tensors["target"].shape[1] > 64 or case.num_heads * 16 > 256:
+    if case.tensors["target"].shape[1] > 128 or case.num_heads * 16 > 256:
         pytest.skip("too wide for these kernels")
     check_tolerance(on_device(case))
 
@@ -284,8 +296,8 @@ def test_the_full_check_finds_wrong_data() -> None:
 
 
 def test_what_the_kernels_do_not_cover_is_refused_with_a_reason() -> None:
-    with pytest.raises(ValueError, match="d = 72 is more than 64"):
-        fused(make(d=72))
+    with pytest.raises(ValueError, match="d = 136 is more than 128"):
+        fused(make(d=136))
     with pytest.raises(ValueError, match="d_f = 1032 is more than 1024"):
         fused(make(d_f=1032))
     with pytest.raises(ValueError, match="32 heads of 2 columns"):
