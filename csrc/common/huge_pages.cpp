@@ -69,7 +69,7 @@ struct Table {
 
 }  // namespace
 
-bool on_huge_pages(const void* data, int64_t bytes) {
+bool move_to_huge_pages(const void* data, int64_t bytes) {
   static const bool kPermitted = permitted();
   if (bytes < kLeastBytes || !kPermitted) return false;
   static std::mutex mutex;
@@ -89,7 +89,7 @@ bool on_huge_pages(const void* data, int64_t bytes) {
   return table->on_huge_pages;
 }
 #else
-bool on_huge_pages(const void*, int64_t) {
+bool move_to_huge_pages(const void*, int64_t) {
   return false;
 }
 #endif

@@ -6,11 +6,11 @@
 
 namespace mtlfast {
 
-// Whether most of [data, data + bytes) lies on huge pages, as far as this function has seen to it.
-// Tables that do not stay in near caches are moved there, 64 MiB per call, so that one call pays
-// for a table of usual size and none takes long for a very large one. Contents and addresses stay
-// as they are. Nothing is moved where the system has no huge pages, or an administrator or
-// MTLFAST_HUGE_PAGES=off forbids them.
-bool on_huge_pages(const void* data, int64_t bytes);
+// Moves the table [data, data + bytes) to huge pages if it is too large for near caches, 64 MiB per
+// call, so that one call pays for a table of usual size and none takes long for a very large one.
+// Contents and addresses stay as they are. Nothing is moved where the system has no huge pages, or
+// an administrator or MTLFAST_HUGE_PAGES=off forbids them. Returns whether most of the table is
+// there, as far as this function has seen to it.
+bool move_to_huge_pages(const void* data, int64_t bytes);
 
 }  // namespace mtlfast

@@ -49,6 +49,18 @@ inline Scratch& thread_scratch() {
   return scratch;
 }
 
+// A thread's scratch memory while this lives; one at a time.
+class BorrowedScratch {
+ public:
+  explicit BorrowedScratch(int64_t bytes) : memory_(thread_scratch().reserve((bytes + 3) / 4)) {}
+  BorrowedScratch(const BorrowedScratch&) = delete;
+  ~BorrowedScratch() { thread_scratch().trim(); }
+  float* get() const { return memory_; }
+
+ private:
+  float* const memory_;
+};
+
 // Runs body(item, scratch) for every item; threads take the next item when they are done with one,
 // so which thread runs what never shows in the results.
 template <typename Body>
@@ -58,11 +70,31 @@ void for_each_item(int64_t items, int64_t scratch_floats, const Body& body) {
   const int64_t threads = std::min<int64_t>(items, torch::stable::get_num_threads());
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     if (begin >= end) return;
-    Scratch& scratch = thread_scratch();
-    float* memory = scratch.reserve(scratch_floats);
+    const BorrowedScratch scratch(4 * scratch_floats);
     for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1))
-      body(item, memory);
-    scratch.trim();
+      body(item, scratch.get());
+  });
+}
+
+// Runs body(begin, end) on ranges that make up [0, n). Ranges get shorter towards the end, down to
+// `grain`, and threads take the next one when they are done: a thread that starts late or is held
+// up by others on its core delays nobody. Which thread runs what, and where ranges end, must not
+// show in the results.
+template <typename Body>
+void for_each_range(int64_t n, int64_t grain, const Body& body) {
+  if (n <= 0) return;
+  const int64_t threads =
+      std::min<int64_t>((n + grain - 1) / grain, torch::stable::get_num_threads());
+  if (threads <= 1) return body(int64_t{0}, n);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t begin = next.load();
+    while (begin < n) {
+      const int64_t end = std::min(n, begin + std::max(grain, (n - begin) / (4 * threads)));
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      body(begin, end);
+      begin = next.load();
+    }
   });
 }
 

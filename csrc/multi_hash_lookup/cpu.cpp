@@ -19,6 +19,7 @@
 #include "../common/hash.h"
 #include "../common/huge_pages.h"
 #include "../common/isa.h"
+#include "../common/work.h"
 #include "crosses.h"
 #include "problem.h"
 #include "sorted_entries.h"
@@ -37,9 +38,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 constexpr int64_t kGrainBlocks = 4;
 constexpr int64_t kGrainParts = 8;
-constexpr int64_t kNearCache = 512 << 10;  // of a codebook that needs no prefetching
-// As many as one core has on their way; each may need a walk through the page tables as well.
-constexpr int64_t kLinesAhead = 32, kLinesAheadOnHugePages = kMostLinesAhead;
+constexpr int64_t kNearCache = 512 << 10;       // of a codebook that needs no prefetching
 constexpr int64_t kStreamedBytes = 16ll << 20;  // of a gradient that would sweep the caches
 
 void require(bool condition, const std::string& message) {
@@ -78,20 +77,8 @@ Tensor float32_contiguous(const char* name, const Tensor& t) {
   return t.scalar_type() == ScalarType::Float ? dense : torch::stable::to(dense, ScalarType::Float);
 }
 
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) : memory_(new char[static_cast<size_t>(bytes) + 64]) {}
-  void* get() const {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    return reinterpret_cast<void*>((address + 63) / 64 * 64);
-  }
-
- private:
-  std::unique_ptr<char[]> memory_;
-};
-
 const auto kParallel = [](int64_t n, int64_t grain, const auto& body) {
-  torch::stable::parallel_for(0, n, grain, body);
+  for_each_range(n, grain, body);
 };
 
 // ---- arguments ----
@@ -184,10 +171,8 @@ struct LookupArguments {
     l.row_stride = codebook_->stride(1);
     l.book_stride = codebook.size(0) > 1 ? codebook_->stride(0) : 0;
     const int64_t bytes = codebook.numel() * static_cast<int64_t>(codebook.element_size());
-    if (bytes > kNearCache)
-      l.lines_ahead = codebook_->is_contiguous() && on_huge_pages(l.codebook, bytes)
-                          ? kLinesAheadOnHugePages
-                          : kLinesAhead;
+    l.fetch_ahead = bytes > kNearCache;
+    if (codebook_->is_contiguous()) move_to_huge_pages(l.codebook, bytes);
     if (pair_weights.has_value()) {
       l.per_member = pool && pair_weights->dim() == 3;
       if (l.per_member)
@@ -234,11 +219,12 @@ Tensor indices(const Tensor& ids, int64_t num_codewords, int64_t num_hashes, int
   Tensor out = torch::stable::new_empty(ids, {h.batch, h.num_crosses, num_hashes});
   auto* const to = static_cast<int64_t*>(out.mutable_data_ptr());
   const auto kernel = MTLFAST_SELECT_ISA(multi_hash_block);
-  torch::stable::parallel_for(0, blocks_of(h), kGrainBlocks, [&](int64_t begin, int64_t end) {
-    const Scratch found(index_bytes(h)), scratch(hash_scratch(h));
-    const auto* const index = static_cast<const uint32_t*>(found.get());
+  for_each_range(blocks_of(h), kGrainBlocks, [&](int64_t begin, int64_t end) {
+    const BorrowedScratch scratch(index_bytes(h) + hash_scratch(h));
+    char* const found = reinterpret_cast<char*>(scratch.get());
+    const auto* const index = reinterpret_cast<const uint32_t*>(found);
     for (int64_t block = begin; block < end; ++block) {
-      kernel(h, block, static_cast<uint32_t*>(found.get()), scratch.get());
+      kernel(h, block, reinterpret_cast<uint32_t*>(found), found + index_bytes(h));
       for (int64_t lane = 0; lane < std::min(kBlock, h.batch - block * kBlock); ++lane) {
         int64_t* const row = to + (block * kBlock + lane) * h.elements();
         for (int64_t s = 0; s < num_hashes; ++s)
@@ -260,11 +246,10 @@ Tensor forward(const Tensor& ids, const Tensor& codebook, const MaybeTensor& pai
                                         ScalarType::Float);
   auto* const to = static_cast<float*>(out.mutable_data_ptr());
   const auto kernel = MTLFAST_SELECT_ISA(multi_hash_forward);
-  torch::stable::parallel_for(0, blocks_of(l.hashing), kGrainBlocks,
-                              [&](int64_t begin, int64_t end) {
-                                const Scratch scratch(forward_scratch(l));
-                                kernel(l, begin, end, to, scratch.get());
-                              });
+  for_each_range(blocks_of(l.hashing), kGrainBlocks, [&](int64_t begin, int64_t end) {
+    const BorrowedScratch scratch(forward_scratch(l));
+    kernel(l, begin, end, to, scratch.get());
+  });
   return out;
 }
 
@@ -302,11 +287,10 @@ class WeightGradients {
     if (pair_.data == nullptr && codeword_.data == nullptr) return;
     const Lookup& l = arguments_.lookup;
     const auto kernel = MTLFAST_SELECT_ISA(multi_hash_weight_gradients);
-    torch::stable::parallel_for(
-        0, blocks_of(l.hashing), kGrainBlocks, [&](int64_t begin, int64_t end) {
-          const Scratch scratch(weight_gradients_scratch(l));
-          kernel(l, arguments_.grad_data, begin, end, pair_.data, codeword_.data, scratch.get());
-        });
+    for_each_range(blocks_of(l.hashing), kGrainBlocks, [&](int64_t begin, int64_t end) {
+      const BorrowedScratch scratch(weight_gradients_scratch(l));
+      kernel(l, arguments_.grad_data, begin, end, pair_.data, codeword_.data, scratch.get());
+    });
   }
   // In the weights' own dtypes.
   Tensor pair() const { return pair_.get(); }
@@ -356,7 +340,7 @@ class CodebookGradient {
     const bool one_behind_other =
         l.book_stride == 0 ||
         l.book_stride == l.row_stride * static_cast<int64_t>(l.hashing.num_codewords);
-    if (one_behind_other && l.lines_ahead > 0 && 2 * sorted_.in_tables() > sorted_.size())
+    if (one_behind_other && l.fetch_ahead && 2 * sorted_.in_tables() > sorted_.size())
       pair_weights_ = weights.from_entries();
     if (pair_weights_ == nullptr) weights.compute();
   }
@@ -364,13 +348,13 @@ class CodebookGradient {
   // Where the rows of every part go, for Finish::compact. Returns their number.
   int64_t count_rows() {
     std::vector<Part>& parts = sorted_.parts();
-    torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), kGrainParts,
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t i = begin; i < end; ++i) {
-                                    Part& part = parts[static_cast<size_t>(i)];
-                                    part.position = SortedEntries::count_rows(part);
-                                  }
-                                });
+    for_each_range(static_cast<int64_t>(parts.size()), kGrainParts,
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       Part& part = parts[static_cast<size_t>(i)];
+                       part.position = SortedEntries::count_rows(part);
+                     }
+                   });
     int64_t total = 0;
     for (Part& part : parts) {
       const int64_t count = part.position;
@@ -393,12 +377,12 @@ class CodebookGradient {
     }
     if (pair_weights_ != nullptr) want_dots();
     const auto kernel = MTLFAST_SELECT_ISA(multi_hash_reduce);
-    torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), kGrainParts,
-                                [&](int64_t begin, int64_t end) {
-                                  const Scratch scratch(reduce_scratch(reduction.lookup));
-                                  for (int64_t i = begin; i < end; ++i)
-                                    kernel(reduction, parts[static_cast<size_t>(i)], scratch.get());
-                                });
+    for_each_range(static_cast<int64_t>(parts.size()), kGrainParts,
+                   [&](int64_t begin, int64_t end) {
+                     const BorrowedScratch scratch(reduce_scratch(reduction.lookup));
+                     for (int64_t i = begin; i < end; ++i)
+                       kernel(reduction, parts[static_cast<size_t>(i)], scratch.get());
+                   });
     if (any_open) close_rows();
     if (pair_weights_ != nullptr) sum_dots();
   }

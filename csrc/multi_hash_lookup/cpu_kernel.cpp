@@ -205,6 +205,11 @@ MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
   }
 }
 
+template <int NV>
+MTLFAST_INLINE void prefetch_floats(const float* row, int64_t width) {
+  prefetch_row<NV, true>(row, NV > 0 ? NV * kLanes * 4 : width * 4);
+}
+
 // The indices of samples, one sample behind the other; the next block's are made bit by bit while
 // the present block's codewords are on their way, so that neither waits for the other.
 class Walk {
@@ -219,7 +224,7 @@ class Walk {
         scratch_(siphash_ + (h_.siphash ? elements_ * kBlock : 0)),
         hasher_(h_, static_cast<uint64_t*>(scratch_)) {
     // What is only read to fetch ahead, after the last sample of all.
-    for (int64_t i = 0; i < kMostLinesAhead; ++i)
+    for (int64_t i = 0; i < kLinesAhead; ++i)
       current_[elements_ * kBlock + i] = next_[elements_ * kBlock + i] = 0;
     start(begin);
     finish();
@@ -246,7 +251,7 @@ class Walk {
   void finish() { make(elements_ - made_); }
   // The first indices of the next block behind the present ones.
   void join() {
-    const int64_t ready = made_ < kMostLinesAhead ? made_ : kMostLinesAhead;
+    const int64_t ready = made_ < kLinesAhead ? made_ : kLinesAhead;
     for (int64_t i = 0; i < ready; ++i) current_[elements_ * kBlock + i] = next_[i];
   }
   void swap() {
@@ -305,32 +310,47 @@ MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, cha
   }
 }
 
-// The row of every element of hash function s, fetching ahead. With NV, rows have that many vectors
-// and lie one behind the other.
+// The row of every element of hash function s, fetching ahead: rows far ahead into the second-level
+// cache, which keeps more of them on their way, and those that come next from there into the first.
+// With NV, rows have that many vectors and lie one behind the other.
 template <int NV, Kind kKind>
 struct Rows {
   static constexpr int64_t kSize = kKind == Kind::float32 ? 4 : 2;
   const uint32_t* indices;
   const char *book, *book_after;  // that of the next hash function, or of the next sample's first
-  int64_t stride, bytes, ahead, turn;
+  int64_t crosses, stride, bytes, far, near;
 
   MTLFAST_INLINE Rows(const Lookup& l, const uint32_t* indices_, int64_t s) {
-    const int64_t crosses = l.hashing.num_crosses;
+    crosses = l.hashing.num_crosses;
     indices = indices_ + s * crosses;
     const char* const books = static_cast<const char*>(l.codebook);
     book = books + s * l.book_stride * kSize;
     book_after = s + 1 < l.hashing.num_hashes ? book + l.book_stride * kSize : books;
     bytes = NV > 0 ? NV * kLanes * kSize : l.width * kSize;
     stride = NV > 0 ? bytes : l.row_stride * kSize;
-    const int64_t rows = l.lines_ahead * kLine / (bytes > kLine ? bytes : kLine);
-    ahead = l.lines_ahead > 0 ? (rows > kFewestAhead ? rows : kFewestAhead) : 0;
-    turn = crosses - ahead;
+    far = l.fetch_ahead ? rows_in(kLinesAhead, kFewestFar) : 0;
+    near = rows_in(kLinesNear, kFewestNear);
   }
   MTLFAST_INLINE const char* operator()(int64_t p) const {
-    prefetch_row<NV, true>((p < turn ? book : book_after) + indices[p + ahead] * stride, bytes);
+    if (far > 0) {
+      fetch<true>(p, far);
+      fetch<false>(p, near);
+    }
     return book + indices[p] * stride;
   }
-  static constexpr int64_t kFewestAhead = 8;
+
+ private:
+  static constexpr int64_t kLinesNear = 12, kFewestFar = 8, kFewestNear = 2;
+
+  MTLFAST_INLINE int64_t rows_in(int64_t lines, int64_t fewest) const {
+    const int64_t rows = lines * kLine / (bytes > kLine ? bytes : kLine);
+    return rows > fewest ? rows : fewest;
+  }
+  template <bool kFar>
+  MTLFAST_INLINE void fetch(int64_t p, int64_t ahead) const {
+    const char* const from = p < crosses - ahead ? book : book_after;
+    prefetch_row<NV, kFar>(from + indices[p + ahead] * stride, bytes);
+  }
 };
 
 template <int NV>
@@ -639,114 +659,134 @@ class Dots {
   const int element_bits_;
 };
 
-// What an entry adds to its row. All that is needed is copied: stores to rows might change what is
-// behind a pointer, as far as the compiler knows.
+// What every entry adds to its row, one entry after the other. Entries are read kEntriesAhead
+// before their turn: what they need is spread over the whole gradient of the output. All is copied:
+// stores to rows might change what is behind a pointer, as far as the compiler knows.
 template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
-struct Terms {
-  static constexpr int kWeightsEach = kPerMember ? kMembers : 1;
-  const Columns<NV> columns;
-  const char* const codewords;  // of the bucket
-  const Kind kind;
-  const int64_t row_bytes;
-  const uint64_t* const entries;
-  const float *const grad, *const pair_weights, *const codeword_weights;
-  const Element* const elements;
-  const int64_t sample_stride, pair_stride, num_crosses, width, total;
-  const int element_bits;
-  const uint32_t mask;
-
+class Terms {
+ public:
   MTLFAST_INLINE Terms(const Reduction& r, const Part& part)
-      : columns(r.lookup.width),
-        codewords(static_cast<const char*>(r.lookup.codebook) +
-                  part.first_row * r.lookup.row_stride * bytes_of(r.lookup.kind)),
-        kind(r.lookup.kind),
-        row_bytes(r.lookup.row_stride * bytes_of(r.lookup.kind)),
-        entries(part.entries),
-        grad(r.grad),
-        pair_weights(r.lookup.pair_weights),
-        codeword_weights(r.lookup.codeword_weights),
-        elements(r.elements),
-        sample_stride(r.lookup.slots() * r.lookup.columns()),
-        pair_stride(r.lookup.pair_stride),
-        num_crosses(r.lookup.hashing.num_crosses),
-        width(r.lookup.width),
-        total(r.lookup.columns()),
-        element_bits(r.element_bits),
-        mask(static_cast<uint32_t>((uint64_t{1} << r.element_bits) - 1)) {}
-
-  // Entries are spread over the whole gradient of the output. What is behind the last one of a part
-  // belongs to the next, or is any number.
-  MTLFAST_INLINE void fetch(int64_t i) const {
-    const auto entry = static_cast<uint32_t>(entries[i]);
-    const Element& element = elements[entry & mask];
-    const int64_t sample = entry >> element_bits;
-    const float* const of_sample = grad + sample * sample_stride;
-    for (int k = 0; k < kMembers; ++k)
-      prefetch_row<NV, true>(of_sample + element.place[k], width * 4);
-    __builtin_prefetch(pair_weights + sample * pair_stride + element.cross * kWeightsEach);
-    if constexpr (kDots) prefetch_row<NV, true>(codeword(i), width * bytes_of(kind));
-  }
-  MTLFAST_INLINE const char* codeword(int64_t i) const {
-    return codewords + static_cast<int64_t>(entries[i] >> 32) * row_bytes;
+      : columns_(r.lookup.width),
+        entries_(part.entries),
+        codewords_(static_cast<const char*>(r.lookup.codebook) +
+                   part.first_row * r.lookup.row_stride * bytes_of(r.lookup.kind)),
+        kind_(r.lookup.kind),
+        row_bytes_(r.lookup.row_stride * bytes_of(r.lookup.kind)),
+        grad_(r.grad),
+        pair_weights_(r.lookup.pair_weights),
+        codeword_weights_(r.lookup.codeword_weights),
+        elements_(r.elements),
+        sample_stride_(r.lookup.slots() * r.lookup.columns()),
+        pair_stride_(r.lookup.pair_stride),
+        num_crosses_(r.lookup.hashing.num_crosses),
+        width_(r.lookup.width),
+        total_(r.lookup.columns()),
+        element_bits_(r.element_bits),
+        mask_(static_cast<uint32_t>((uint64_t{1} << r.element_bits) - 1)) {
+    for (int64_t i = 0; i < kEntriesAhead; ++i) read(i);
   }
 
-  // add(v, vector v of the term of entry i)
+  // add(v, vector v of the term of entry i), for i = 0, 1, ...
   template <class Add>
-  MTLFAST_INLINE void operator()(int64_t i, Dots& dots, Add add) const {
-    fetch(i + kEntriesAhead);
+  MTLFAST_INLINE void operator()(int64_t i, Dots& dots, Add add) {
+    const Place place = places_[i % kEntriesAhead];
     Vec dot = zero();
-    const auto entry = static_cast<uint32_t>(entries[i]);
-    const Element& element = elements[entry & mask];
-    const int64_t sample = entry >> element_bits;
-    const float* const of_sample = grad + sample * sample_stride;
-    const float* const weight =
-        pair_weights + sample * pair_stride + static_cast<int64_t>(element.cross) * kWeightsEach;
-    const float* factor = nullptr;
-    if constexpr (kWeighted) {
-      const int64_t s = (static_cast<int64_t>(entry & mask) - element.cross) / num_crosses;
-      factor = codeword_weights + (sample * num_crosses + element.cross) * total + s * width;
-    }
-    columns.each([&](int64_t v, auto part_of_row) {
+    columns_.each([&](int64_t v, auto part_of_row) {
       const int64_t at = v * kLanes;
       Vec t = zero();
       for (int k = 0; k < kMembers; ++k) {
-        const Vec of_member = load_part(of_sample + element.place[k] + at, part_of_row);
-        const Vec share = kPerMember ? of_member * broadcast(weight[k]) : of_member;
+        const Vec of_member = load_part(place.grad[k] + at, part_of_row);
+        const Vec share = kPerMember ? of_member * broadcast(place.weight[k]) : of_member;
         t = k == 0 ? share : t + share;
       }
       if constexpr (kDots)
-        dot += zero_outside(load_kind(codeword(i), at, kind, part_of_row) * t, part_of_row);
-      if constexpr (!kPerMember) t *= broadcast(weight[0]);
-      if constexpr (kWeighted) t *= load_part(factor + at, part_of_row);
+        dot += zero_outside(load_kind(place.codeword, at, kind_, part_of_row) * t, part_of_row);
+      if constexpr (!kPerMember) t *= broadcast(place.weight[0]);
+      if constexpr (kWeighted) t *= load_part(place.factor + at, part_of_row);
       add(v, t);
     });
     if constexpr (kDots) dots.put(i, dot);
+    read(i + kEntriesAhead);
   }
+
+ private:
+  static constexpr int kWeightsEach = kPerMember ? kMembers : 1;
+  struct Place {
+    const float* grad[kMembers];
+    const float *weight, *factor;
+    const char* codeword;
+  };
+
+  // What is behind the last entry of a part belongs to the next, or is any number.
+  MTLFAST_INLINE void read(int64_t i) {
+    Place& place = places_[i % kEntriesAhead];
+    const auto entry = static_cast<uint32_t>(entries_[i]);
+    const Element& element = elements_[entry & mask_];
+    const int64_t sample = entry >> element_bits_;
+    const float* const of_sample = grad_ + sample * sample_stride_;
+    for (int k = 0; k < kMembers; ++k) {
+      place.grad[k] = of_sample + element.place[k];
+      prefetch_floats<NV>(place.grad[k], width_);
+    }
+    place.weight = pair_weights_ + sample * pair_stride_ + int64_t{element.cross} * kWeightsEach;
+    __builtin_prefetch(place.weight);
+    if constexpr (kDots) {
+      place.codeword = codewords_ + static_cast<int64_t>(entries_[i] >> 32) * row_bytes_;
+      prefetch_row<NV, true>(place.codeword, width_ * bytes_of(kind_));
+    }
+    if constexpr (kWeighted) {
+      const int64_t s = (static_cast<int64_t>(entry & mask_) - element.cross) / num_crosses_;
+      place.factor =
+          codeword_weights_ + (sample * num_crosses_ + element.cross) * total_ + s * width_;
+    }
+  }
+
+  const Columns<NV> columns_;
+  const uint64_t* const entries_;
+  const char* const codewords_;  // of the bucket
+  const Kind kind_;
+  const int64_t row_bytes_;
+  const float *const grad_, *const pair_weights_, *const codeword_weights_;
+  const Element* const elements_;
+  const int64_t sample_stride_, pair_stride_, num_crosses_, width_, total_;
+  const int element_bits_;
+  const uint32_t mask_;
+  Place places_[kEntriesAhead];
 };
 
-// Fetches what an update of a row needs, into the near cache or (kFar) the one behind it.
-template <int NV, bool kFar = false>
-MTLFAST_INLINE void prefetch_update(const Reduction& r, int64_t row) {
-  const int64_t width = r.lookup.width, size = bytes_of(r.out_kind);
-  const Step& step = r.step;
-  prefetch_row<NV, kFar>(static_cast<const char*>(r.out) + row * r.out_stride * size, width * size);
-  const bool adam = r.finish == Finish::adam;
-  if (adam || !step.per_row)
-    prefetch_row<NV, kFar>(step.first + row * width, width * 4);
-  else
-    __builtin_prefetch(step.first + row);
-  if (!adam) return;
-  if (step.per_row)
-    __builtin_prefetch(step.second + row);
-  else
-    prefetch_row<NV, kFar>(step.second + row * width, width * 4);
-}
+// What an update of a row of a part reads and writes.
+template <int NV>
+class Updated {
+ public:
+  MTLFAST_INLINE Updated(const Reduction& r, const Part& part, bool with_codewords) {
+    const bool adam = r.finish == Finish::adam, per_row = r.step.per_row;
+    if (!adam && r.finish != Finish::adagrad) return;
+    const int64_t width = r.lookup.width;
+    const auto add = [&](const void* data, int64_t bytes) {
+      rows_[count_] = static_cast<const char*>(data) + part.first_row * bytes;
+      bytes_[count_++] = bytes;
+    };
+    if (with_codewords) add(r.out, r.out_stride * bytes_of(r.out_kind));
+    if (adam || !per_row) add(r.step.first, width * 4);
+    if (adam || per_row) add(adam ? r.step.second : r.step.first, per_row ? 4 : width * 4);
+  }
+  // Fetches that of a row, by its number within the bucket.
+  template <bool kFar>
+  MTLFAST_INLINE void fetch(int64_t row) const {
+    for (int k = 0; k < count_; ++k) prefetch_row<NV, kFar>(rows_[k] + row * bytes_[k], bytes_[k]);
+  }
+
+ private:
+  int count_ = 0;
+  const char* rows_[3];
+  int64_t bytes_[3];
+};
 
 // Sums the entries of every row of a part with a table; leaves the places of the sums there.
 template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
 void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
   const Columns<NV> columns(r.lookup.width);
-  const Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
+  Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
   Dots dots(r, part);
   const uint64_t* const entries = part.entries;
   uint32_t* const table = sums.table;
@@ -760,12 +800,11 @@ void sum_by_table(const Reduction& r, const Part& part, const Sums& sums) {
   uint32_t next = kFirstLevel;
   std::memset(table, 0, sizeof(uint32_t) * static_cast<size_t>(part.table_rows));
   columns.each([&](int64_t v, auto) { store(rows + v * kLanes, zero()); });
-  const bool updates = r.finish == Finish::adagrad || r.finish == Finish::adam;
+  const Updated<NV> updated(r, part, !kDots);  // the dots need the codewords as well
   // Whether a row is new is no branch, since nobody could predict it.
   for (int64_t i = 0; i < count; ++i) {
     const auto row = static_cast<int64_t>(entries[i] >> 32);
-    // The memory has nothing else to do.
-    if (updates) prefetch_update<NV, true>(r, part.first_row + row);
+    updated.template fetch<true>(row);  // the memory has nothing else to do
     uint32_t& of_row = table[row];
     const uint32_t before = of_row;
     const uint32_t is_new = -static_cast<uint32_t>(before == 0);
@@ -811,7 +850,7 @@ template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots>
 int64_t sum_rows(const Reduction& r, const Part& part, const Sums& sums) {
   const Columns<NV> columns(r.lookup.width);
   const uint64_t* const entries = part.entries;
-  const Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
+  Terms<NV, kMembers, kPerMember, kWeighted, kDots> term(r, part);
   Dots dots(r, part);
   Buffer<NV> sum(sums.block);
   clear(columns, sum);
@@ -977,11 +1016,14 @@ void finish_part(const Reduction& r, const Part& part, const Sums& sums, int64_t
       write_gradient(columns, r, to, [&](int64_t v) { return load(sum + v * kLanes); });
     }
   } else {
-    for (int64_t i = begin; i < end && i < begin + kRowsAhead; ++i) prefetch_update<NV>(r, row(i));
+    const Updated<NV> updated(r, part, true);
+    const auto fetch = [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to && i < end; ++i) updated.template fetch<false>(sums.numbers[i]);
+    };
+    fetch(begin, begin + kRowsAhead);
     for (int64_t i = begin; i < end; i += kLanes) {
       const int rows = static_cast<int>(end - i < kLanes ? end - i : kLanes);
-      for (int64_t k = i + kRowsAhead; k < i + kRowsAhead + kLanes && k < end; ++k)
-        prefetch_update<NV>(r, row(k));
+      fetch(i + kRowsAhead, i + kRowsAhead + kLanes);
       update_rows(
           columns, r, rows, [&](int k) { return row(i + k); },
           [&](int k) { return sums.row(i + k); });

@@ -35,11 +35,9 @@ struct Lookup {
   const void* codebook = nullptr;
   Kind kind = Kind::float32;
   int64_t width = 0;
-  int64_t row_stride = 0;   // in elements, as book_stride
-  int64_t book_stride = 0;  // 0: all hash functions share one
-  // Cache lines of the codebook that are fetched ahead, up to kMostLinesAhead; 0 where it stays in
-  // a near cache.
-  int64_t lines_ahead = 0;
+  int64_t row_stride = 0;    // in elements, as book_stride
+  int64_t book_stride = 0;   // 0: all hash functions share one
+  bool fetch_ahead = false;  // the codebook does not stay in a near cache
   // [P]: where in a sample's output, pooled, the last field of a cross starts.
   const int32_t* last_place = nullptr;
   bool pool = true;  // out [B, F, m * width], else [B, P, m * width]
@@ -65,9 +63,9 @@ inline int64_t hash_scratch(const Hashing& h) {
   return 2 * h.num_fields * kBlock * 8 + texts;
 }
 // The indices of one block, and some more that are only read to fetch ahead.
-constexpr int64_t kMostLinesAhead = 64;
+constexpr int64_t kLinesAhead = 128;
 inline int64_t index_bytes(const Hashing& h) {
-  return round_up_floats(h.elements() * kBlock + kMostLinesAhead) * 4;
+  return round_up_floats(h.elements() * kBlock + kLinesAhead) * 4;
 }
 // Those of two blocks, and what is needed to make them.
 inline int64_t walk_scratch(const Hashing& h) {
