@@ -130,7 +130,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "project": Launch(64, 0, 0, 8),
         "attention": Launch(32, 32, 0, 8),
         "queries": Launch(32, 0, 0, 8),
-        "encoder": Launch(32, 16, 16, 8),
+        "encoder": Launch(64, 16, 32, 8),
         "tail_output_backward": Launch(32, 0, 32, 8),
         "tail_input_backward": Launch(32, 0, 32, 8),
         "tail_values_backward": Launch(32, 0, 0, 8),
@@ -167,7 +167,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
 # The same for compute capabilities below 9.0, whose products keep more in registers.
 _BEFORE_90: dict[tuple[int, bool], dict[str, Launch]] = {
     (32, True): {"encoder_output_backward": Launch(16, 16, 64, 2)},
-    (128, True): {"attention": Launch(64, 32, 0, 8), "encoder": Launch(16, 16, 32, 8)},
+    (128, True): {"attention": Launch(64, 32, 0, 8), "encoder": Launch(16, 16, 16, 8)},
 }
 
 

@@ -141,6 +141,11 @@ def encode_and_pool(
     for first in range(first_token, last_token, TOKENS):
         token = tl.arange(0, TOKENS)
         exists = token < within_tile(last_token, first, TOKENS)
+        if DP > 64:
+            # Read in every turn, as every thread wants many columns of them and has no registers
+            # to keep them. Without the barrier the compiler would read them once.
+            tl.debug_barrier()
+            scale0, shift0 = load_norm(tables, task, behavior, 0, num_behaviors, DP)
         u1, _rstd1 = encoded_tokens(
             normalized, first, exists, scale0, shift0, w1, b1, w2, b2, eps,
             D, DP, FP, BH, TOKENS, COLUMNS, PRECISION,
