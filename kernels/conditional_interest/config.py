@@ -136,7 +136,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tail_values_backward": Launch(32, 0, 0, 8),
         "weights_backward": Launch(16, 0, 16, 8),
         "encoder_ahead": Launch(64, 0, 32, 8),
-        "encoder_output_backward": Launch(16, 16, 0, 8),
+        "encoder_output_backward": Launch(16, 16, 0, 8, 1, 64),
         "encoder_input_backward": Launch(32, 0, 32, 8),
         "project_backward": Launch(64, 0, 0, 8),
         "attention_queries_backward": Launch(32, 32, 0, 8),
