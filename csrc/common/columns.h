@@ -55,7 +55,8 @@ MTLFAST_INLINE Vec zero_outside(Vec v, First f) {
   return select_first(f.count, v, zero());
 }
 
-// The columns of a row. NV vectors when that is known at compile time, any number when NV is 0.
+// The columns of a row: NV vectors, or -NV of which the last one is incomplete, where that is known
+// at compile time; any number when NV is 0.
 template <int NV>
 struct Columns {
   explicit Columns(int64_t) {}
@@ -63,6 +64,18 @@ struct Columns {
   MTLFAST_INLINE void each(Body body) const {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) body(v, Whole{});
+  }
+};
+template <int NV>
+  requires(NV < 0)
+struct Columns<NV> {
+  int tail;
+  explicit Columns(int64_t d) : tail(static_cast<int>(d % kLanes)) {}
+  template <class Body>
+  MTLFAST_INLINE void each(Body body) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < -NV - 1; ++v) body(v, Whole{});
+    body(-NV - 1, First{tail});
   }
 };
 template <>
@@ -80,7 +93,7 @@ struct Columns<0> {
 // One row in float32: registers where NV is known, else scratch memory.
 template <int NV>
 struct Buffer {
-  Vec v[NV];
+  Vec v[NV > 0 ? NV : -NV];
   MTLFAST_INLINE explicit Buffer(float*) {}
   MTLFAST_INLINE Vec get(int64_t i) const { return v[i]; }
   MTLFAST_INLINE void put(int64_t i, Vec value) { v[i] = value; }

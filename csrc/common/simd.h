@@ -86,6 +86,21 @@ MTLFAST_INLINE Vec load_first(const float* p, int count) {
 #endif
 }
 
+// The same, without a look at lines of memory behind the last float: a masked load waits for those
+// that its whole vector would touch.
+MTLFAST_INLINE Vec load_first_narrow(const float* p, int count) {
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+  if (count <= 8)
+    return _mm512_zextps256_ps512(
+        _mm256_maskz_loadu_ps(static_cast<__mmask8>((1u << count) - 1u), p));
+  if (count <= 12) {
+    const __m128 rest = _mm_maskz_loadu_ps(static_cast<__mmask8>((1u << (count - 8)) - 1u), p + 8);
+    return _mm512_insertf32x4(_mm512_zextps256_ps512(_mm256_loadu_ps(p)), rest, 2);
+  }
+#endif
+  return load_first(p, count);
+}
+
 MTLFAST_INLINE void store_first(float* p, Vec v, int count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), v);

@@ -170,9 +170,15 @@ void siphash_block(const Hashing& h, int64_t block, uint32_t* indices, unsigned 
 
 // ---- rows ----
 
+MTLFAST_INLINE Vec load_narrow(const float* p, Whole) {
+  return load(p);
+}
+MTLFAST_INLINE Vec load_narrow(const float* p, First f) {
+  return load_first_narrow(p, f.count);
+}
 template <class Part>
 MTLFAST_INLINE Vec load_kind(const void* data, int64_t at, Kind kind, Part part) {
-  if (kind == Kind::float32) return load_part(static_cast<const float*>(data) + at, part);
+  if (kind == Kind::float32) return load_narrow(static_cast<const float*>(data) + at, part);
   if (kind == Kind::bfloat16) return load_bf16_part(static_cast<const uint16_t*>(data) + at, part);
   return load_f16_part(static_cast<const uint16_t*>(data) + at, part);
 }
@@ -192,7 +198,7 @@ MTLFAST_INLINE int64_t bytes_of(Kind kind) {
 
 constexpr int64_t kLine = 64;
 
-// Fetches a row: of NV vectors, or of any number of bytes.
+// Fetches a row: of NV whole vectors, or of any number of bytes.
 template <int NV, bool kFar = false>
 MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
   constexpr int kLevel = kFar ? 2 : 3;
@@ -202,6 +208,7 @@ MTLFAST_INLINE void prefetch_row(const void* row, int64_t bytes) {
       if (i < bytes) __builtin_prefetch(p + i, 0, kLevel);
   } else {
     for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i, 0, kLevel);
+    __builtin_prefetch(p + bytes - 1, 0, kLevel);  // rows need not start with a line
   }
 }
 
@@ -312,7 +319,7 @@ MTLFAST_INLINE void each_sample(const Lookup& l, int64_t begin, int64_t end, cha
 
 // The row of every element of hash function s, fetching ahead: rows far ahead into the second-level
 // cache, which keeps more of them on their way, and those that come next from there into the first.
-// With NV, rows have that many vectors and lie one behind the other.
+// With NV > 0, rows have that many vectors and lie one behind the other.
 template <int NV, Kind kKind>
 struct Rows {
   static constexpr int64_t kSize = kKind == Kind::float32 ? 4 : 2;
@@ -462,17 +469,20 @@ void forward_blocks(const Lookup& l, int64_t begin, int64_t end, float* out, cha
   });
 }
 
-// The number of vectors in a row when there is a kernel for just that number, else 0.
-// Such rows lie one behind the other.
+// NV of the kernel for such rows. Whole vectors lie one behind the other.
 int fixed_vectors(int64_t width, bool contiguous = true) {
-  if (width % kLanes != 0 || !contiguous) return 0;
   const int64_t vectors = width / kLanes;
-  return vectors == 1 || vectors == 2 || vectors == 4 ? static_cast<int>(vectors) : 0;
+  if (width % kLanes != 0) return vectors < 2 ? -static_cast<int>(vectors) - 1 : 0;
+  const bool known = vectors == 1 || vectors == 2 || vectors == 4;
+  return contiguous && known ? static_cast<int>(vectors) : 0;
 }
 
 #if defined(__SANITIZE_ADDRESS__)  // these builds take minutes: one of each kind is enough
 #define MTLFAST_BY_VECTORS(width, contiguous, CALL) \
   switch (fixed_vectors(width, contiguous)) {       \
+    case -2:                                        \
+      CALL(-2);                                     \
+      break;                                        \
     case 2:                                         \
       CALL(2);                                      \
       break;                                        \
@@ -482,6 +492,12 @@ int fixed_vectors(int64_t width, bool contiguous = true) {
 #else
 #define MTLFAST_BY_VECTORS(width, contiguous, CALL) \
   switch (fixed_vectors(width, contiguous)) {       \
+    case -2:                                        \
+      CALL(-2);                                     \
+      break;                                        \
+    case -1:                                        \
+      CALL(-1);                                     \
+      break;                                        \
     case 1:                                         \
       CALL(1);                                      \
       break;                                        \

@@ -167,7 +167,7 @@ def test_fuzz_on_every_instruction_set(seed: int, isa: str) -> None:
     check_tolerance(fuzz(seed))
 
 
-@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize("width", [3, 8, 10, 13, 16, 20, 30, 32, 64])
 @pytest.mark.parametrize("pair_weights", ["shared", "member"])
 def test_widths_with_kernels_of_their_own(width: int, pair_weights: str, isa: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
