@@ -45,10 +45,12 @@ STABLE_TORCH_LIBRARY(MTLFAST_LIBRARY, m) {
       "Tensor normalized, Tensor rstd, Tensor head) "
       "-> (Tensor, Tensor, " MTLFAST_TENSORS_16 ", Tensor, Tensor)");
 
-  // -> out [..., d] of `dtype`, mean [...], rstd [...] of every row of x + residual
+  // out_kind: the dtype of out, 0 float32, 1 bfloat16, 2 float16. No ScalarType, because the
+  // ahead-of-time runtime of torch 2.11 hands over the number that the exported file has for it.
+  // -> out [..., d], mean [...], rstd [...] of every row of x + residual
   m.def(
       "conditional_layer_norm_forward("
-      "Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, ScalarType dtype, "
+      "Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, int out_kind, "
       "bool save_for_backward) -> (Tensor, Tensor, Tensor)");
   // -> gradients of x, scale, shift, residual
   m.def(

@@ -375,6 +375,9 @@ def _add_partials(
 
 # ---- launches ----
 
+# The dtypes of a result, in the order in which the op numbers them.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def forward(
     x: Tensor,
@@ -382,14 +385,14 @@ def forward(
     shift: Tensor,
     residual: Tensor | None,
     eps: float,
-    dtype: torch.dtype,
+    out_kind: int,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out ``[..., d]`` of ``dtype``; mean and rstd ``[...]`` of every row of x + residual."""
+    """out ``[..., d]`` in ``DTYPES[out_kind]``; mean, rstd ``[...]`` of the rows of x + residual."""
     d = x.shape[-1]
     u_shape = _loops.broadcast(x.shape[:-1], () if residual is None else residual.shape[:-1])
     shape = _loops.broadcast(u_shape, scale.shape[:-1], shift.shape[:-1])
-    out = x.new_empty((*shape, d), dtype=dtype)
+    out = x.new_empty((*shape, d), dtype=DTYPES[out_kind])
     saved = u_shape if save_for_backward else (0,)
     mean = x.new_empty(saved, dtype=torch.float32)
     rstd = x.new_empty(saved, dtype=torch.float32)
@@ -403,7 +406,7 @@ def forward(
     dims = _loops.merge(_loops.loops(shape, operands))
     if len(dims) > _loops.MAX_DIMS:
         return _forward_expanded(
-            x, scale, shift, residual, eps, dtype, shape, u_shape, save_for_backward
+            x, scale, shift, residual, eps, out_kind, shape, u_shape, save_for_backward
         )
     sizes, strides = _loops.arguments(dims, len(operands))
     rows = _loops.count(dims)
@@ -512,14 +515,14 @@ def _forward_expanded(
     shift: Tensor,
     residual: Tensor | None,
     eps: float,
-    dtype: torch.dtype,
+    out_kind: int,
     shape: tuple[int, ...],
     u_shape: tuple[int, ...],
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Broadcasts too tangled for four loops: every operand is written out first."""
     x, scale, shift, residual = _expanded((x, scale, shift, residual), shape)
-    out, *saved = forward(x, scale, shift, residual, eps, dtype, save_for_backward)
+    out, *saved = forward(x, scale, shift, residual, eps, out_kind, save_for_backward)
     if save_for_backward:
         extra = len(shape) - len(u_shape)
         first = tuple(

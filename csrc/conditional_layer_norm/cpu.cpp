@@ -330,9 +330,9 @@ int64_t divide_up(int64_t a, int64_t b) {
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                                            const Tensor& shift,
                                            const std::optional<Tensor>& residual, double eps,
-                                           ScalarType dtype, bool save_for_backward) {
+                                           int64_t out_kind, bool save_for_backward) {
   const Inputs in = check(x, scale, shift, residual);
-  const Kind kind = kind_of("dtype", dtype);
+  const ScalarType dtype = dtype_of(out_kind);
   Tensor out = torch::stable::new_empty(x, with_last(in.out, in.d), dtype);
   const Shape saved = save_for_backward ? in.u : Shape{0};
   Tensor mean = torch::stable::new_empty(x, saved, ScalarType::Float);
@@ -351,7 +351,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
   loops.add_contiguous(kOut, in.out, in.d);
   loops.finish();
   Problem p = problem(loops, in, eps);
-  p.all_float32 = all_float32(p, {p.shift.kind, kind});
+  p.all_float32 = all_float32(p, {p.shift.kind, kind_of("out", dtype)});
   if (save_for_backward) {
     p.mean = mean.mutable_data_ptr<float>();
     p.rstd = rstd.mutable_data_ptr<float>();

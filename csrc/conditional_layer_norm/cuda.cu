@@ -265,9 +265,9 @@ struct LaunchBackwardTables {
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                                            const Tensor& shift,
                                            const std::optional<Tensor>& residual, double eps,
-                                           ScalarType dtype, bool save_for_backward) {
+                                           int64_t out_kind, bool save_for_backward) {
   const Inputs in = check(x, scale, shift, residual);
-  kind_of("dtype", dtype);
+  const ScalarType dtype = dtype_of(out_kind);
   const Stream stream(x);
   Tensor out = torch::stable::new_empty(x, with_last(in.out, in.d), dtype);
   const Shape saved = save_for_backward ? in.u : Shape{0};

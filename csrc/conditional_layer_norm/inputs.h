@@ -43,6 +43,15 @@ inline Kind kind_of(const char* argument, ScalarType type) {
   return Kind::float16;
 }
 
+// The dtype that the op's argument `out_kind` names.
+inline ScalarType dtype_of(int64_t out_kind) {
+  constexpr ScalarType kDtypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
+  require(out_kind >= 0 && out_kind < 3,
+          "out_kind: expected 0 (float32), 1 (bfloat16) or 2 (float16), found " +
+              std::to_string(out_kind));
+  return kDtypes[out_kind];
+}
+
 // ---- shapes ----
 
 // Leading dimensions (all but the last) of tensors, aligned on the right as numpy broadcasts them.

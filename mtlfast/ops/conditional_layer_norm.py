@@ -69,7 +69,7 @@ def conditional_layer_norm(
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     run = _run_triton if chosen == "triton" else _run_cpp
     assert run is not None  # _choose has seen to that
-    out, _, _ = run(x, scale, shift, residual, float(eps), dtype, save)
+    out, _, _ = run(x, scale, shift, residual, float(eps), DTYPES.index(dtype), save)
     return out
 
 
@@ -109,8 +109,12 @@ def _choose(backend: str, device: str, tensors: tuple[Tensor, ...]) -> tuple[str
 # A row is held in the registers of one block, or of one warp.
 GPU_MAX_D = {"triton": 4096, "cuda": 1024}
 
+# The dtypes of a result, in the order in which the ops number them (csrc/schemas.cpp says why they
+# take a number).
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 _FORWARD_SCHEMA = (
-    "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, ScalarType dtype, "
+    "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, float eps, int out_kind, "
     "bool save_for_backward) -> (Tensor, Tensor, Tensor)"
 )
 _BACKWARD_SCHEMA = (
@@ -144,13 +148,13 @@ def _fake_forward(
     shift: Tensor,
     residual: Tensor | None,
     eps: float,
-    dtype: torch.dtype,
+    out_kind: int,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     u = x if residual is None else x.new_empty((*_leading(x, residual), x.shape[-1]))
     saved = tuple(u.shape[:-1]) if save_for_backward else (0,)
     for table in (scale, shift):
-        u = u.new_empty((*_leading(u, table), x.shape[-1]), dtype=dtype)
+        u = u.new_empty((*_leading(u, table), x.shape[-1]), dtype=DTYPES[out_kind])
     mean, rstd = (x.new_empty(saved, dtype=torch.float32) for _ in range(2))
     return u, mean, rstd
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mtlfast
 from mtlfast import _extension, ops, reference
-from mtlfast.ops.conditional_layer_norm import GPU_MAX_D
+from mtlfast.ops.conditional_layer_norm import DTYPES, GPU_MAX_D
 
 pytestmark = pytest.mark.skipif(not gpu.BACKENDS, reason="triton is not installed")
 B, T, M = 11, 3, 2
@@ -281,7 +281,7 @@ def test_opcheck(backend: str) -> None:
     run = getattr(torch.ops.mtlfast, f"{name}_forward").default
     back = getattr(torch.ops.mtlfast, f"{name}_backward").default
     t = make((6, 4, 24), (4, 24), residual=(6, 1, 24)).tensors
-    arguments = (t["x"], t["scale"], t["shift"], t["residual"], 1e-5, torch.float32)
+    arguments = (t["x"], t["scale"], t["shift"], t["residual"], 1e-5, 0)
     gpu.opcheck(run, (*arguments, True))
     inputs = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
     out, mean, rstd = run(*inputs, True)
@@ -327,7 +327,8 @@ def test_the_python_op_has_the_schema_of_the_cpp_op() -> None:
         assert found.replace("_triton", "") == expected
 
 
-def test_widest_row_is_the_kernel_s() -> None:
+def test_widest_row_and_dtypes_are_the_kernel_s() -> None:
     pytest.importorskip("triton")
     kernel = importlib.import_module("mtlfast.kernels.conditional_layer_norm")
     assert GPU_MAX_D["triton"] == kernel.MAX_D
+    assert kernel.DTYPES == DTYPES

@@ -17,6 +17,7 @@ from layer_norm_cases import HALF, NAMES, Case, fuzz, make, plain
 from torch import Tensor
 
 from mtlfast import _extension, reference
+from mtlfast.ops.conditional_layer_norm import DTYPES
 
 pytestmark = [
     pytest.mark.skipif(not _extension.cpu_ops_available(), reason="built without the C++ part"),
@@ -33,7 +34,7 @@ def check_tolerance(emulated: Any, case: Case, needed: tuple[bool, ...] = (True,
     exact, in_dtype = exact_case.call(reference.conditional_layer_norm), case.call(plain)
     inputs = inputs_of(case)
     out, mean, rstd = emulated.conditional_layer_norm_forward(
-        *inputs, case.eps, in_dtype.dtype, True
+        *inputs, case.eps, DTYPES.index(in_dtype.dtype), True
     )
     tolerance.check("out", out, in_dtype, exact, tolerance.FORWARD)
     generator = torch.Generator().manual_seed(1)
@@ -112,7 +113,7 @@ def test_strides_change_nothing(emulated: Any) -> None:
         emulated.conditional_layer_norm_backward,
     )
     inputs = inputs_of(case)
-    out, mean, rstd = forward(*inputs, 1e-5, torch.float32, True)
+    out, mean, rstd = forward(*inputs, 1e-5, 0, True)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     expected = backward(upstream, *inputs, mean, rstd, True, True, True, True)
 
@@ -126,7 +127,7 @@ def test_strides_change_nothing(emulated: Any) -> None:
 
     for change in (turned, apart):
         other = [change(t) for t in inputs if t is not None]
-        assert torch.equal(forward(*other, 1e-5, torch.float32, True)[0], out)
+        assert torch.equal(forward(*other, 1e-5, 0, True)[0], out)
         found = backward(change(upstream), *other, mean, rstd, True, True, True, True)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     spread = torch.ones(()).expand(out.shape)
@@ -142,10 +143,8 @@ def test_addresses_have_64_bits(emulated: Any) -> None:
     x.copy_(torch.randn(2, 32))
     table = torch.ones(32)
     for one, other in zip(
-        emulated.conditional_layer_norm_forward(x, table, table, None, 1e-5, torch.float32, True),
-        emulated.conditional_layer_norm_forward(
-            x.clone(), table, table, None, 1e-5, torch.float32, True
-        ),
+        emulated.conditional_layer_norm_forward(x, table, table, None, 1e-5, 0, True),
+        emulated.conditional_layer_norm_forward(x.clone(), table, table, None, 1e-5, 0, True),
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -155,9 +154,7 @@ def test_nothing_to_do(emulated: Any) -> None:
     for shapes in ({"x": (0, 24), "scale": (24,)}, {"x": (3, 1, 24), "scale": (0, 24)}):
         case = make(**shapes)
         inputs = inputs_of(case)
-        out, mean, rstd = emulated.conditional_layer_norm_forward(
-            *inputs, 1e-5, torch.float32, True
-        )
+        out, mean, rstd = emulated.conditional_layer_norm_forward(*inputs, 1e-5, 0, True)
         assert out.shape == case.call(plain).shape
         found = emulated.conditional_layer_norm_backward(
             torch.ones_like(out), *inputs, mean, rstd, True, True, True, False
@@ -169,7 +166,7 @@ def test_what_it_refuses(emulated: Any) -> None:
     forward = emulated.conditional_layer_norm_forward
     x, table = torch.randn(6, 24), torch.randn(24)
     with pytest.raises(RuntimeError, match=r"mtlfast: scale: expected last dimension 24"):
-        forward(x, table[:3], table, None, 1e-5, torch.float32, True)
+        forward(x, table[:3], table, None, 1e-5, 0, True)
     wide = torch.randn(2, 1025)
     with pytest.raises(RuntimeError, match=r"mtlfast: x: expected d <= 1024 on CUDA"):
-        forward(wide, wide, wide, None, 1e-5, torch.float32, True)
+        forward(wide, wide, wide, None, 1e-5, 0, True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mtlfast
 from mtlfast import ops, reference
+from mtlfast.ops.conditional_layer_norm import DTYPES
 
 
 def fused(*args: Tensor, **options: Any) -> Tensor:
@@ -34,7 +35,7 @@ SHAPES: list[dict[str, Any]] = [
 
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     t = case.tensors
-    return t["x"], t["scale"], t["shift"], t.get("residual"), 1e-5, dtype, True
+    return t["x"], t["scale"], t["shift"], t.get("residual"), 1e-5, DTYPES.index(dtype), True
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
@@ -55,11 +56,11 @@ def test_opcheck_forward_in_mixed_dtypes() -> None:
         torch.library.opcheck(
             torch.ops.mtlfast.conditional_layer_norm_forward, arguments(case, dtype)
         )
-    x, scale, shift, residual, eps, dtype, _ = arguments(case)
+    x, scale, shift, residual, eps, kind, _ = arguments(case)
     with torch.no_grad():
         detached = [t.detach() for t in (x, scale, shift, residual)]
         torch.library.opcheck(
-            torch.ops.mtlfast.conditional_layer_norm_forward, (*detached, eps, dtype, False)
+            torch.ops.mtlfast.conditional_layer_norm_forward, (*detached, eps, kind, False)
         )
 
 
@@ -69,11 +70,11 @@ def test_opcheck_forward_in_mixed_dtypes() -> None:
 )
 def test_opcheck_backward(shapes: dict[str, Any], needed: tuple[bool, ...]) -> None:
     case = make(**shapes)
-    x, scale, shift, residual, eps, dtype, _ = (
+    x, scale, shift, residual, eps, kind, _ = (
         t.detach() if isinstance(t, Tensor) else t for t in arguments(case)
     )
     op = torch.ops.mtlfast.conditional_layer_norm_forward
-    out, mean, rstd = op(x, scale, shift, residual, eps, dtype, True)
+    out, mean, rstd = op(x, scale, shift, residual, eps, kind, True)
     for grad in (torch.randn_like(out), torch.ones(()).expand(out.shape)):
         torch.library.opcheck(
             torch.ops.mtlfast.conditional_layer_norm_backward,
@@ -96,10 +97,11 @@ def test_the_op_itself_refuses_what_does_not_fit() -> None:
             if args[0] is bad and bad.shape == (5, 24):
                 continue
             with pytest.raises(RuntimeError, match="mtlfast: "):
-                op(*args, 1e-5, torch.float32, True)
-    with pytest.raises(RuntimeError, match="mtlfast: dtype"):
-        op(x, table, table, None, 1e-5, torch.float64, True)
-    out, mean, rstd = op(x, table, table, None, 1e-5, torch.float32, True)
+                op(*args, 1e-5, 0, True)
+    for kind in (-1, len(DTYPES)):
+        with pytest.raises(RuntimeError, match=f"mtlfast: out_kind: .*found {kind}"):
+            op(x, table, table, None, 1e-5, kind, True)
+    out, mean, rstd = op(x, table, table, None, 1e-5, 0, True)
     backward = torch.ops.mtlfast.conditional_layer_norm_backward
     good = (out, x, table, table, None, mean, rstd)
     for position, bad in ((0, out[:5]), (0, out.double()), (5, mean[:5]), (6, rstd.double())):
@@ -204,14 +206,11 @@ def test_export_with_a_dynamic_batch() -> None:
         assert torch.equal(program.module()(x, residual), module(x, residual))
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.11."),
-    reason="the ahead-of-time runtime of 2.11 hands over another dtype than the graph says",
-)
-def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_compiled_ahead_of_time(dtype: torch.dtype, tmp_path: Path) -> None:
     """What a C++ server runs, without Python."""
-    module = Norm()
-    example = torch.randn(6, 1, 24), torch.randn(6, 4, 24)
+    module = Norm().to(dtype)
+    example = torch.randn(6, 1, 24, dtype=dtype), torch.randn(6, 4, 24, dtype=dtype)
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(
@@ -221,8 +220,11 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
             program, package_path=str(tmp_path / "norm.pt2")
         )
         loaded = torch._inductor.aoti_load_package(package)
-        x, residual = torch.randn(31, 1, 24), torch.randn(31, 4, 24)
-        assert torch.equal(loaded(x, residual), module(x, residual))
+        x = torch.randn(31, 1, 24, dtype=dtype)
+        residual = torch.randn(31, 4, 24, dtype=dtype)
+        found, expected = loaded(x, residual), module(x, residual)
+        assert found.dtype == expected.dtype == dtype
+        assert torch.equal(found, expected)
 
 
 # ---- autocast ----

@@ -22,10 +22,15 @@ Shape broadcast_from(Random& r, const Shape& full) {
   return shape;
 }
 
+// How the op numbers the dtype of its result.
+int64_t kind_of(ScalarType dtype) {
+  return dtype == ScalarType::Float ? 0 : dtype == ScalarType::BFloat16 ? 1 : 2;
+}
+
 std::vector<Tensor> forward_backward(const Tensor& x, const Tensor& scale, const Tensor& shift,
                                      const std::optional<Tensor>& residual, const Tensor& grad) {
   std::vector<Tensor> results = call("mtlfast::conditional_layer_norm_forward", 3, x, scale, shift,
-                                     residual, 1e-5, x.scalar_type(), true);
+                                     residual, 1e-5, kind_of(x.scalar_type()), true);
   const std::vector<Tensor> gradients =
       call("mtlfast::conditional_layer_norm_backward", 4, grad, x, scale, shift, residual,
            results[1], results[2], true, true, true, residual.has_value());
@@ -84,7 +89,9 @@ TEST(layer_norm_wrong_shapes_are_refused) {
   const Tensor x = random(r, {4, 8}), table = random(r, {8}), wrong = random(r, {9});
   const std::optional<Tensor> none, bad = random(r, {3, 8});
   const char* name = "mtlfast::conditional_layer_norm_forward";
-  CHECK_THROWS(call(name, 3, x, wrong, table, none, 1e-5, ScalarType::Float, false));
-  CHECK_THROWS(call(name, 3, x, table, wrong, none, 1e-5, ScalarType::Float, false));
-  CHECK_THROWS(call(name, 3, x, table, table, bad, 1e-5, ScalarType::Float, false));
+  CHECK_THROWS(call(name, 3, x, wrong, table, none, 1e-5, int64_t{0}, false));
+  CHECK_THROWS(call(name, 3, x, table, wrong, none, 1e-5, int64_t{0}, false));
+  CHECK_THROWS(call(name, 3, x, table, table, bad, 1e-5, int64_t{0}, false));
+  for (const int64_t kind : {-1, 3, 6})
+    CHECK_THROWS(call(name, 3, x, table, table, none, 1e-5, kind, false));
 }
