@@ -388,7 +388,7 @@ def forward(
     out_kind: int,
     save_for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out ``[..., d]`` in ``DTYPES[out_kind]``; mean, rstd ``[...]`` of the rows of x + residual."""
+    """out ``[..., d]`` in ``DTYPES[out_kind]``; mean, rstd ``[...]`` of rows of x + residual."""
     d = x.shape[-1]
     u_shape = _loops.broadcast(x.shape[:-1], () if residual is None else residual.shape[:-1])
     shape = _loops.broadcast(u_shape, scale.shape[:-1], shift.shape[:-1])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkout import ROOT
-from .steps import STEPS, Outcome, Skipped, run_step
+from .steps import STEPS, Outcome, Skipped, run_step, write_answer
 
 _EXAMPLES = """\
 examples:
@@ -139,8 +139,10 @@ def _enter(options: argparse.Namespace) -> int:
         answer["skipped"] = str(reason)
     except Exception as error:
         traceback.print_exc()
+        if options.answer.is_file():  # what it had found before
+            answer = json.loads(options.answer.read_text(encoding="utf-8"))
         answer["failures"] = [f"{type(error).__name__}: {error}".partition("\n")[0]]
-    options.answer.write_text(json.dumps(answer), encoding="utf-8")
+    write_answer(options.answer, answer)
     for failure in answer.get("failures", []):
         print(f"failure: {failure}", file=sys.stderr)
     return 1 if answer.get("failures") else 0

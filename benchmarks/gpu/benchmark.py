@@ -66,11 +66,17 @@ def plans(device: str) -> list[Plan]:
     return found
 
 
-def run(device: str, seconds: float) -> tuple[dict[str, Any], list[str]]:
-    """Rows of all cases that fit into the time; failures are cases with a wrong fused result."""
+def run(
+    device: str, seconds: float, keep: Callable[[dict[str, Any], list[str]], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """Rows of all cases that fit into the time; failures are cases with a wrong fused result.
+
+    Args:
+        keep: takes what is known so far, after every case.
+    """
     deadline = time.monotonic() + 0.9 * seconds
     found: dict[str, Any] = {"ceilings": ceilings.measure(device), "rows": [], "not_run": []}
-    failures = []
+    failures: list[str] = []
     print(f"ceilings: {found['ceilings']}", flush=True)
     torch.set_float32_matmul_precision("highest")
     for plan in plans(device):
@@ -91,7 +97,8 @@ def run(device: str, seconds: float) -> tuple[dict[str, Any], list[str]]:
         failures += [f"{name} {r['backend']}: {r['status']}" for r in fused if r["status"] != "ok"]
         if not fused:
             found["not_run"].append(f"{name}: no GPU kernel runs it")
-        print(table({**found, "rows": rows}), flush=True)
+        print(table({**found, "rows": rows, "not_run": []}), flush=True)
+        keep(found, failures)
         if device == "cuda":
             torch.cuda.empty_cache()
     return found, failures
@@ -119,7 +126,7 @@ def table(found: dict[str, Any]) -> str:
 # ---- one case ----
 
 
-def _work_of(plan: Plan, device: str) -> Any:
+def work_of(plan: Plan, device: str) -> Any:
     if plan.case.stem == "multi_hash_lookup":
         return MultiHash(plan.case, plan.mode, device, compiled=plan.compiled)
     return (_LayerNorm if plan.case.stem == "conditional_layer_norm" else _Interest)(plan, device)
@@ -127,7 +134,7 @@ def _work_of(plan: Plan, device: str) -> Any:
 
 def _measure(plan: Plan, device: str, seconds: float, limits: dict[str, Any]) -> list[Any]:
     with torch.device(device):
-        work = _work_of(plan, device)
+        work = work_of(plan, device)
         variants: dict[str, Variant] = {}
         rows = {}
         for name, make in work.variants().items():

@@ -133,10 +133,16 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def check(device: str) -> tuple[dict[str, Any], list[str]]:
-    """Runs all checks of all ops; a failing one does not stop the others."""
+def check(
+    device: str, keep: Callable[[dict[str, Any], list[str]], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """Runs all checks of all ops; a failing one does not stop the others.
+
+    Args:
+        keep: takes what is known so far, after every check.
+    """
     results: dict[str, Any] = {}
-    failures = []
+    failures: list[str] = []
     for op in OPS:
         backends = op.backends(device)
         if not backends:
@@ -155,6 +161,7 @@ def check(device: str) -> tuple[dict[str, Any], list[str]]:
                     results[key] = f"failed: {error}"
                     failures.append(f"{key}: {str(error).partition(chr(10))[0][:200]}")
                 print(f"{key}: {results[key]}", flush=True)
+                keep(results, failures)
     if all(value == "no GPU backend" for value in results.values()):
         failures.append("no op has a GPU backend")
     return results, failures

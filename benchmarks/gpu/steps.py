@@ -43,27 +43,43 @@ class Step:
 _UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
+def toolkit(program: str) -> str | None:
+    """A program of the CUDA toolkit: on PATH, in CUDA_HOME, beside nvcc, or where it usually is."""
+    folders = [Path(os.environ["CUDA_HOME"]) / "bin"] if os.environ.get("CUDA_HOME") else []
+    if nvcc := shutil.which("nvcc"):
+        folders.append(Path(nvcc).resolve().parent)
+    folders.append(Path("/usr/local/cuda/bin"))
+    return shutil.which(program) or shutil.which(
+        program, path=os.pathsep.join(str(folder) for folder in folders)
+    )
+
+
 def _sanitizer(tool: str) -> tuple[str, ...]:
-    beside_nvcc = "/usr/local/cuda/bin/compute-sanitizer"
-    program = shutil.which("compute-sanitizer") or shutil.which(beside_nvcc) or "compute-sanitizer"
+    program = toolkit("compute-sanitizer") or "compute-sanitizer"
     return (program, "--tool", tool, "--error-exitcode", "9")
 
 
+# What compute-sanitizer prints where the device is one that it cannot look into.
+_NO_SANITIZER = "Device not supported"
+
+
 STEPS: tuple[Step, ...] = (
-    Step("build", 150, "compiles the extension in place with nvcc", "build"),
-    Step("environment", 20, "what is there", "environment"),
+    Step("build", 300, "compiles the extension in place with nvcc", "build"),
+    Step("environment", 40, "what is there", "environment"),
+    Step("compile", 80, "compiles what the next steps run, on every core", "compile_kernels"),
     Step(
         "correctness",
-        110,
+        120,
         "every op and dtype against float64, opcheck",
         "correctness",
         # Without it cuBLAS refuses to be deterministic, which tests ask for.
         environment={"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
     ),
-    Step("graphs", 60, "CUDA graphs, torch.compile, torch.export", "graphs"),
+    Step("graphs", 90, "CUDA graphs, torch.compile, torch.export", "graphs"),
+    Step("benchmark", 220, "speed against baselines and limits", "benchmark"),
     Step(
         "memcheck",
-        60,
+        50,
         "compute-sanitizer: no access out of bounds",
         "small",
         _sanitizer("memcheck"),
@@ -71,12 +87,11 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "racecheck",
-        60,
+        50,
         "compute-sanitizer: no race in shared memory",
         "small",
         _sanitizer("racecheck"),
     ),
-    Step("benchmark", 260, "speed against baselines and limits", "benchmark"),
 )
 
 
@@ -97,6 +112,13 @@ class Outcome:
     @property
     def good(self) -> bool:
         return self.status in ("passed", "skipped")
+
+
+def write_answer(answer: Path, content: dict[str, Any]) -> None:
+    """What the process of a step tells; all or nothing, for it may be killed at any time."""
+    temporary = answer.with_suffix(".new")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(answer)
 
 
 class Skipped(Exception):
@@ -121,10 +143,15 @@ def run_step(step: Step, options: Sequence[str], seconds: float, interpret: bool
     if found.get("skipped"):
         outcome.status, outcome.reason = "skipped", found["skipped"]
     elif code is None:
-        outcome.status, outcome.reason = "timed out", f"after {seconds:.0f} s"
+        outcome.status = "timed out"
+        outcome.reason = "; ".join([f"after {seconds:.0f} s", *found.get("failures", [])])
+    elif step.prefix and code != 0 and _NO_SANITIZER in text:
+        outcome.status, outcome.reason = "skipped", f"{step.prefix[0]}: {_NO_SANITIZER}"
     elif code != 0 or found.get("failures"):
         outcome.status = "failed"
         outcome.reason = "; ".join(found.get("failures", [])) or f"exit status {code}"
+    else:
+        outcome.reason = found.get("data", {}).get("note", "")
     return outcome
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import __main__ as command  # noqa: E402 (found through the path above)
-from benchmarks.gpu import steps  # noqa: E402
+from benchmarks.gpu import deadline, entries, steps  # noqa: E402
 from benchmarks.gpu.benchmark import plans, table  # noqa: E402
 
 # As on a machine that has nothing but what the check needs: these packages are not there.
@@ -49,6 +50,7 @@ def test_all_steps_run_and_are_reported(tmp_path: Path) -> None:
     assert status == {
         "build": "skipped",
         "environment": "passed",
+        "compile": "passed",
         "correctness": "passed",
         "graphs": "passed",
         "memcheck": "skipped",
@@ -116,6 +118,73 @@ def test_a_failing_step_is_reported_and_the_rest_runs(
     assert "no_such_entry" in outcomes[0]["reason"]
     assert "no-such-sanitizer is not installed" in outcomes[2]["reason"]
     assert "after 1 s" in capsys.readouterr().out
+
+
+KEEPS_AND_HANGS = """
+for word; do
+  if [ "$last" = --answer ]; then echo '{"data": {"rows": 3}, "failures": ["a case"]}' > "$word"; fi
+  last=$word
+done
+sleep 60
+"""
+
+
+def test_what_a_step_found_before_its_time_was_up_is_kept() -> None:
+    step = steps.Step("hangs", 1.0, "", "build", prefix=("sh", "-c", KEEPS_AND_HANGS))
+    outcome = steps.run_step(step, [], 1.0, interpret=False)
+    assert (outcome.status, outcome.data) == ("timed out", {"rows": 3})
+    assert outcome.reason == "after 1 s; a case"
+
+
+def test_a_sanitizer_that_cannot_look_into_the_device_is_no_failure() -> None:
+    prefix = ("sh", "-c", "echo '=== Error: Device not supported'; exit 9")
+    outcome = steps.run_step(steps.Step("one", 9, "", "small", prefix), [], 9, interpret=False)
+    assert outcome.status == "skipped"
+    assert "Device not supported" in outcome.reason
+    other = ("sh", "-c", "echo 'ERROR SUMMARY: 1 error'; exit 9")
+    outcome = steps.run_step(steps.Step("one", 9, "", "small", other), [], 9, interpret=False)
+    assert outcome.status == "failed"
+
+
+TESTS = """
+import pytest
+
+def test_fuzz_one(): assert False, "too late"
+def test_quick(): pass
+@pytest.mark.parametrize("n", range(3))
+def test_alike(n): raise ValueError("the same")
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_tests_without_time_are_counted_and_failures_gathered(late: bool, tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS)
+    results = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu.deadline"]
+    command += ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", f"--junitxml={results}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        deadline.VARIABLE: "0" if late else "1e12",
+    }
+    code = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment).returncode
+    counts, failures = entries.read_results(results, code)
+    assert counts["tests"] == 5
+    assert counts["no_time"] == (5 if late else 0)
+    assert counts["note"] == ("5 of 5 tests had no time left" if late else "")
+    assert failures, "nothing passed, or not all"
+    if not late:
+        alike = [f"test_alike[{n}]" for n in range(3)]
+        assert sorted(counts["failed"].values(), key=len) == [["test_fuzz_one"], alike]
+        names = [case.get("name") for case in ElementTree.parse(results).iter("testcase")]
+        assert names[-1] == "test_fuzz_one"
+
+
+def test_without_results_the_step_fails(tmp_path: Path) -> None:
+    assert entries.read_results(tmp_path / "none.xml", 4) == (
+        {},
+        ["pytest ended with 4 and wrote no results"],
+    )
 
 
 def test_results_go_where_out_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
