@@ -34,7 +34,7 @@ struct GemmTile {
 };
 
 #if defined(__AVX512F__)
-constexpr int kAccumulators = 24;
+constexpr int kAccumulators = 16;
 constexpr int kMaxVectors = 4;
 #elif defined(__AVX2__)
 constexpr int kAccumulators = 12;

@@ -38,7 +38,8 @@ struct Bf16Tile {
   const float* residual;
   int64_t ldr;
   const float* row_bias;
-  int k;  // pairs
+  int k;               // pairs
+  float scale = 1.0f;  // of the product, before anything is added
 };
 
 template <int MR, int NV, int LDA>
@@ -62,6 +63,12 @@ void bf16_tile(const Bf16Tile& g) {
     }
     ++a;
     b += g.ldb;
+  }
+  if (g.scale != 1.0f) {
+#pragma GCC unroll 32
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] *= broadcast(g.scale);
   }
   if (g.row_bias != nullptr) {
 #pragma GCC unroll 32

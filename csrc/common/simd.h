@@ -230,11 +230,10 @@ MTLFAST_INLINE Vec sum_each(const Vec* v) {
 #endif
 }
 
-// dst[j * ld_dst + i] = src[i * ld_src + j] for a kLanes x kLanes block.
-MTLFAST_INLINE void transpose_block(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+// Lane j of r[i] becomes lane i of r[j].
+MTLFAST_INLINE void transpose_registers(Vec* r) {
 #if defined(__AVX512F__)
-  Vec r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = load(src + i * ld_src);
+  Vec t[16];
   for (int i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
     t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
@@ -254,11 +253,28 @@ MTLFAST_INLINE void transpose_block(const float* src, int64_t ld_src, float* dst
     t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xDD);
   }
   for (int i = 0; i < 4; ++i) {
-    store(dst + i * ld_dst, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
-    store(dst + (i + 8) * ld_dst, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xDD));
-    store(dst + (i + 4) * ld_dst, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
-    store(dst + (i + 12) * ld_dst, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xDD));
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xDD);
+    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xDD);
   }
+#else
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < i; ++j) {
+      const float x = r[i][j];
+      r[i][j] = r[j][i];
+      r[j][i] = x;
+    }
+#endif
+}
+
+// dst[j * ld_dst + i] = src[i * ld_src + j] for a kLanes x kLanes block.
+MTLFAST_INLINE void transpose_block(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {
+#if defined(__AVX512F__)
+  Vec r[kLanes];
+  for (int i = 0; i < kLanes; ++i) r[i] = load(src + i * ld_src);
+  transpose_registers(r);
+  for (int i = 0; i < kLanes; ++i) store(dst + i * ld_dst, r[i]);
 #else
   for (int i = 0; i < kLanes; ++i)
     for (int j = 0; j < kLanes; ++j) dst[j * ld_dst + i] = src[i * ld_src + j];

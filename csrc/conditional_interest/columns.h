@@ -78,16 +78,13 @@ void normalize_vectors(float* x, int64_t ld, int d, float eps, float* rstd) {
       store(x + k * ld + v * kLanes, load(x + k * ld + v * kLanes) * sum[v]);
 }
 
-// The same for few rows, which stay in registers: read once and written once.
+// The same for the ROWS rows of one vector of columns that are in registers; returns rstd.
 template <int ROWS>
-void normalize_registers(float* x, int64_t ld, float eps, float* rstd) {
+MTLFAST_INLINE Vec normalize_registers(Vec* v, float eps) {
   const Vec inverse_d = broadcast(1.0f / ROWS);
-  Vec v[ROWS], sum[4] = {zero(), zero(), zero(), zero()};
+  Vec sum[4] = {zero(), zero(), zero(), zero()};
 #pragma GCC unroll 16
-  for (int k = 0; k < ROWS; ++k) {
-    v[k] = load(x + k * ld);
-    sum[k % 4] += v[k];
-  }
+  for (int k = 0; k < ROWS; ++k) sum[k % 4] += v[k];
   const Vec mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse_d;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) sum[i] = zero();
@@ -97,19 +94,14 @@ void normalize_registers(float* x, int64_t ld, float eps, float* rstd) {
     sum[k % 4] += v[k] * v[k];
   }
   const Vec variance = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse_d;
-  const Vec r = broadcast(1.0f) / square_root(variance + broadcast(eps));
-  if (rstd != nullptr) store(rstd, r);
+  const Vec rstd = broadcast(1.0f) / square_root(variance + broadcast(eps));
 #pragma GCC unroll 16
-  for (int k = 0; k < ROWS; ++k) store(x + k * ld, v[k] * r);
+  for (int k = 0; k < ROWS; ++k) v[k] *= rstd;
+  return rstd;
 }
 
 inline void normalize_columns(float* x, int64_t ld, int n, int d, float eps, float* rstd) {
   int c = 0;
-  if (kLanes == 16 && d == 16) {
-    for (; c < n; c += kLanes)
-      normalize_registers<16>(x + c, ld, eps, rstd == nullptr ? nullptr : rstd + c);
-    return;
-  }
   for (; c + 4 * kLanes <= round_up_lanes(n); c += 4 * kLanes)
     normalize_vectors<4>(x + c, ld, d, eps, rstd == nullptr ? nullptr : rstd + c);
   for (; c < n; c += kLanes)
@@ -126,16 +118,21 @@ inline void affine_columns(const float* src, int64_t lds, int n, int d, const fl
 }
 
 #ifdef MTLFAST_BF16_PRODUCTS
+// pairs [d / 2][kBlock] of n <= kBlock columns.
+inline void columns_to_pairs(const float* x, int64_t ld, int n, int d, Bf16Pair* pairs) {
+  for (int k = 0; k < d / 2; ++k)
+    for (int c = 0; c < n; c += kLanes)
+      _mm512_storeu_si512(pairs + k * kBlock + c,
+                          to_bf16_pairs(load(x + 2 * k * ld + c), load(x + (2 * k + 1) * ld + c)));
+}
+
 // The same with bfloat16 operands; accumulation, bias and residual stay float32.
 template <int D>
 void feed_forward_columns_bf16(const PackedFfn<D>& w, const Shape& s, const float* x, int64_t ldx,
                                int n, float* y, int64_t ldy, float* scratch) {
   Bf16Pair* hidden = reinterpret_cast<Bf16Pair*>(scratch);  // [kHidden / 2][kBlock]
   Bf16Pair input[D / 2 * kBlock];
-  for (int k = 0; k < s.d / 2; ++k)
-    for (int c = 0; c < n; c += kLanes)
-      _mm512_storeu_si512(input + k * kBlock + c, to_bf16_pairs(load(x + 2 * k * ldx + c),
-                                                                load(x + (2 * k + 1) * ldx + c)));
+  columns_to_pairs(x, ldx, n, s.d, input);
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);
     Bf16Tile up{};

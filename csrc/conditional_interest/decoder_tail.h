@@ -4,7 +4,7 @@
 #pragma once
 
 #include "attention_pool.h"
-#include "columns.h"
+#include "product_norm.h"
 
 namespace mtlfast {
 namespace MTLFAST_ISA {
@@ -72,15 +72,13 @@ void decoder_tail(const Problem& p, const Packed<D>& packed, const Shape& s, int
       multiply<D>(packed.dv + static_cast<int64_t>(h) * s.head_dim * D, s.head_dim, s.d, a.values,
                   ld, rows, a.head + h * s.head_dim * ld, ld);
     }
-    multiply<D>(packed.dout, s.d, s.d, a.head, ld, rows, a.normalized2, ld, a.normalized2, ld);
+    project_normalize<D>(packed.dout, s, p.eps, a.head, ld, rows, a.normalized2, a.normalized2,
+                         nullptr);
+  } else {
+    normalize_columns(a.normalized2, ld, rows, s.d, p.eps, nullptr);
   }
-  normalize_columns(a.normalized2, ld, rows, s.d, p.eps, nullptr);
   affine_tasks<D>(p, packed, s, behavior, 2, pairs, a.normalized2, a.x3, ld);
-  for (int c = 0; c < rows; c += kBlock) {
-    const int n = rows - c < kBlock ? rows - c : kBlock;
-    feed_forward_columns<D>(packed.decoder, s, a.x3 + c, ld, n, a.normalized3 + c, ld, a.hidden);
-  }
-  normalize_columns(a.normalized3, ld, rows, s.d, p.eps, nullptr);
+  feed_forward_normalize<D>(packed.decoder, s, p.eps, a.x3, ld, rows, a.hidden, a.normalized3);
   affine_tasks<D>(p, packed, s, behavior, 3, pairs, a.normalized3, a.x3, ld);
   columns_to_rows<D>(a.x3, ld, rows, s.width, a.out);
 }

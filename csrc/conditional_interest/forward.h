@@ -129,8 +129,7 @@ struct ForwardScratch {
   float* x_rows;           // [kLanes][D]
   float *x, *normalized0;  // [columns][ld]
   float* rstd0;
-  float* encoder_in;     // [columns][kBlock]
-  float* hidden;         // [kHidden][kBlock]
+  float* hidden;         // [kHidden + columns][kBlock]
   float* encoded;        // [T][columns][ld] normalized encoder output
   float* encoded_rows;   // [T][tokens][D] the same
   float* vectors;        // [pairs][heads][D]
@@ -155,8 +154,7 @@ struct ForwardScratch {
     x = a.take(s.width.columns * ld + kQueries);
     normalized0 = a.take(s.width.columns * ld + kQueries);
     rstd0 = a.take(rows + kLanes);
-    encoder_in = a.take(s.width.columns * kBlock);
-    hidden = a.take(kHidden * kBlock);
+    hidden = a.take((kHidden + s.width.columns) * kBlock);
     encoded = a.take(p.tasks * s.width.columns * ld + kQueries);
     encoded_rows = a.take(p.tasks * rows * D);
     vectors = a.take(static_cast<int64_t>(most) * s.heads * D);
@@ -190,18 +188,10 @@ void load_columns(const Problem& p, const Shape& s, int64_t first, int count, fl
 template <int D>
 void encode_task(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior, int task,
                  int count, const ForwardScratch<D>& a) {
-  float* encoded = a.encoded + static_cast<int64_t>(task) * s.width.columns * a.ld;
-  float* rows = a.encoded_rows + static_cast<int64_t>(task) * a.rows * D;
-  const float* scale = packed.scale_row(p, task, behavior, 0);
-  const float* shift = packed.shift_row(p, task, behavior, 0);
-  for (int c = 0; c < count; c += kBlock) {
-    const int n = count - c < kBlock ? count - c : kBlock;
-    affine_columns(a.normalized0 + c, a.ld, n, s.d, scale, shift, a.encoder_in, kBlock);
-    feed_forward_columns<D>(packed.encoder, s, a.encoder_in, kBlock, n, encoded + c, a.ld,
-                            a.hidden);
-    normalize_columns(encoded + c, a.ld, n, s.d, p.eps, nullptr);
-    columns_to_rows<D>(encoded + c, a.ld, n, s.width, rows + static_cast<int64_t>(c) * D);
-  }
+  encode<D>(packed.encoder, s, p.eps, a.normalized0, a.ld, count,
+            packed.scale_row(p, task, behavior, 0), packed.shift_row(p, task, behavior, 0),
+            a.hidden, a.encoded + static_cast<int64_t>(task) * s.width.columns * a.ld,
+            a.encoded_rows + static_cast<int64_t>(task) * a.rows * D);
 }
 
 // Candidate queries absorbed into the key projection: queries[position][head] = W_K^T (e W_Q)_head.

@@ -132,6 +132,17 @@ void pack_square(const float* src, int d, bool transpose, float factor, float* d
     }
 }
 
+#ifdef MTLFAST_BF16_PRODUCTS
+// dst [d][D / 2] = src [d][d] as pairs of neighbours; d is even.
+template <int D>
+void pack_pairs(const float* src, int d, uint32_t* dst) {
+  for (int o = 0; o < d; ++o)
+    for (int i = 0; i < D / 2; ++i)
+      dst[o * (D / 2) + i] =
+          2 * i < d ? bf16_pair(src[int64_t{o} * d + 2 * i], src[int64_t{o} * d + 2 * i + 1]) : 0;
+}
+#endif
+
 // dst [heads][d][window]: src transposed to [in][out], for each head only its own output columns.
 inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
   fill_zero(dst, static_cast<int64_t>(s.heads) * s.d * s.window);
@@ -161,7 +172,8 @@ template <int D>
 struct Packed {
   // [d][D], out x in; the queries' weights carry the factor 1 / sqrt(head_dim)
   float *eq, *ek, *ev, *eo, *dq, *dk, *dv, *dout;
-  float *dq_t, *dk_t, *dv_t;  // [d][D], in x out
+  uint32_t *eq_pairs, *ek_pairs, *ev_pairs;  // [d][D / 2] bfloat16 pairs, without the factor
+  float *dq_t, *dk_t, *dv_t;                 // [d][D], in x out
   PackedFfn<D> encoder, decoder;
   float *scale, *shift;  // [T][M][4][D]
   // backward only
@@ -176,6 +188,8 @@ struct Packed {
     for (float** m : {&eq, &ek, &ev, &eo, &dq, &dk, &dv, &dout, &dq_t, &dk_t, &dv_t, &eq_t, &ek_t,
                       &ev_t, &do_t})
       *m = a.take(square);
+    for (uint32_t** m : {&eq_pairs, &ek_pairs, &ev_pairs})
+      *m = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? square / 2 : 0));
     dv_heads = a.take(windows);
     dk_heads = a.take(windows);
     encoder.layout(a, s);
@@ -193,6 +207,13 @@ struct Packed {
     pack_square<D>(e.k, s.d, false, 1.0f, ek);
     pack_square<D>(e.v, s.d, false, 1.0f, ev);
     pack_square<D>(e.o, s.d, false, 1.0f, eo);
+#ifdef MTLFAST_BF16_PRODUCTS
+    if (s.bf16) {
+      pack_pairs<D>(e.q, s.d, eq_pairs);
+      pack_pairs<D>(e.k, s.d, ek_pairs);
+      pack_pairs<D>(e.v, s.d, ev_pairs);
+    }
+#endif
     pack_square<D>(t.q, s.d, true, s.score_scale, dq_t);
     pack_square<D>(t.q, s.d, false, s.score_scale, dq);
     pack_square<D>(t.k, s.d, false, 1.0f, dk);

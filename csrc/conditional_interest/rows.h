@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/gemm.h"
+#include "../common/half.h"
 #include "problem.h"
 
 namespace mtlfast {
@@ -41,17 +42,21 @@ inline void load_row(const void* data, int64_t start, int64_t stride, bool bf16,
   }
   if (bf16 && stride == 1) {
     const uint16_t* src = static_cast<const uint16_t*>(data) + start;
-    for (int c = 0; c < w.d; ++c) dst[c] = bf16_to_float(src[c]);
-  } else {
-    for (int c = 0; c < w.d; ++c) dst[c] = element(data, start + c * stride, bf16);
+    int c = 0;
+    for (; c + kLanes <= w.d; c += kLanes) store(dst + c, load_bf16(src + c));
+    if (c < w.d) store(dst + c, load_bf16_first(src + c, w.d - c));
+    return;
   }
+  for (int c = 0; c < w.d; ++c) dst[c] = element(data, start + c * stride, bf16);
   for (int c = w.d; c < w.columns; ++c) dst[c] = 0.0f;
 }
 
 inline void store_row(const float* src, Width w, bool bf16, void* data, int64_t start) {
   if (bf16) {
     uint16_t* dst = static_cast<uint16_t*>(data) + start;
-    for (int c = 0; c < w.d; ++c) dst[c] = float_to_bf16(src[c]);
+    int c = 0;
+    for (; c + kLanes <= w.d; c += kLanes) store_bf16(dst + c, load(src + c));
+    if (c < w.d) store_bf16_first(dst + c, load(src + c), w.d - c);
     return;
   }
   float* dst = static_cast<float*>(data) + start;

@@ -5,7 +5,7 @@
 // operation, and a head may have any width.
 #pragma once
 
-#include "columns.h"
+#include "product_norm.h"
 
 namespace mtlfast {
 namespace MTLFAST_ISA {
@@ -108,20 +108,53 @@ struct AttentionColumns {
   }
 };
 
+// Queries (if they are wanted), keys and values of n tokens.
+template <int D>
+void project_tokens(const Packed<D>& packed, const Shape& s, const float* x, int64_t ld, int n,
+                    bool scores, const AttentionColumns<D>& a) {
+#ifdef MTLFAST_BF16_PRODUCTS
+  if (s.bf16) {  // the tokens are bfloat16, so nothing is rounded
+    Bf16Pair pairs[D / 2 * kBlock];
+    for (int c = 0; c < n; c += kBlock) {
+      const int count = n - c < kBlock ? n - c : kBlock;
+      columns_to_pairs(x + c, ld, count, s.d, pairs);
+      auto multiply_pairs = [&](const Bf16Pair* weight, float scale, float* y) {
+        Bf16Tile g{};
+        g.a = weight;
+        g.b = pairs;
+        g.ldb = kBlock;
+        g.c = y + c;
+        g.ldc = ld;
+        g.k = s.d / 2;
+        g.scale = scale;
+        bf16_gemm<D / 2>(s.d, count, g);
+      };
+      multiply_pairs(packed.ev_pairs, 1.0f, a.v);
+      if (!scores) continue;
+      multiply_pairs(packed.eq_pairs, s.score_scale, a.q);
+      multiply_pairs(packed.ek_pairs, 1.0f, a.k);
+    }
+    return;
+  }
+#endif
+  multiply<D>(packed.ev, s.d, s.d, x, ld, n, a.v, ld);
+  if (!scores) return;
+  multiply<D>(packed.eq, s.d, s.d, x, ld, n, a.q, ld);
+  multiply<D>(packed.ek, s.d, s.d, x, ld, n, a.k, ld);
+}
+
 // normalized = (u - mean) * rstd with u = x + MHSA(x), over n tokens. x, normalized: [columns][ld].
 template <int D>
 void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColumns<D>& a,
                     const float* x, int64_t ld, int n, const Segment* segments, int num_segments,
                     float eps, float* normalized, float* rstd) {
-  multiply<D>(packed.ev, s.d, s.d, x, ld, n, a.v, ld);
   int longest = 0;
   for (int i = 0; i < num_segments; ++i)
     longest = segments[i].length > longest ? segments[i].length : longest;
+  project_tokens<D>(packed, s, x, ld, n, longest > 1, a);
   const float* o = a.v;  // a single key has the attention weight 1
   if (longest > 1) {
     o = a.o;
-    multiply<D>(packed.eq, s.d, s.d, x, ld, n, a.q, ld);
-    multiply<D>(packed.ek, s.d, s.d, x, ld, n, a.k, ld);
     columns_to_rows<D>(a.v, ld, n, s.width, a.v_rows);
     for (int i = 0; i < num_segments; ++i) {
       const Segment seg = segments[i];
@@ -173,8 +206,7 @@ void self_attention(const Packed<D>& packed, const Shape& s, const AttentionColu
       }
     }
   }
-  multiply<D>(packed.eo, s.d, s.d, o, ld, n, normalized, ld, x, ld);
-  normalize_columns(normalized, ld, n, s.d, eps, rstd);
+  project_normalize<D>(packed.eo, s, eps, o, ld, n, x, normalized, rstd);
 }
 
 }  // namespace MTLFAST_ISA
