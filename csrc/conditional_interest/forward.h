@@ -12,7 +12,7 @@ using conditional_interest::ForwardOutputs;
 // Tokens of one batch of whole sequences: enough to fill vectors, few enough for the second-level
 // cache.
 template <int D>
-constexpr int kTokens = D <= 16   ? 256
+constexpr int kTokens = D <= 16   ? 384
                         : D <= 32 ? 192
                         : D <= 64 ? 128
                                   : 64;
