@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .cases import DTYPES, MODES, STEMS, Job, full_jobs, quick_jobs, select
+from .cases import BACKENDS, DTYPES, MODES, STEMS, Job, full_jobs, quick_jobs, select
 
 _DESCRIPTION = """\
 Times the fused ops and the training step of DTRN against every baseline, interleaved in one
@@ -104,7 +105,11 @@ def _run(options: argparse.Namespace) -> int:
     )
     if not jobs:
         raise ValueError("no case is left; see --list")
-    jobs = [_adjusted(job, options) for job in jobs]
+    if options.seconds is not None and not 0 < options.seconds < math.inf:
+        raise ValueError(f"--seconds: expected a positive number, found {options.seconds}")
+    known = dict.fromkeys(name for job in jobs for name in BACKENDS[job.case.stem])
+    backends = _words("--backends", options.backends, tuple(known))
+    jobs = [_adjusted(job, backends, options.seconds) for job in jobs]
     if options.list:
         for job in jobs:
             threads = "/".join(map(str, job.threads))
@@ -161,11 +166,10 @@ def _print_earlier(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     return 0
 
 
-def _adjusted(job: Job, options: argparse.Namespace) -> Job:
-    backends = _words("--backends", options.backends)
+def _adjusted(job: Job, backends: tuple[str, ...], seconds: float | None) -> Job:
     if backends:
         job = replace(job, backends=backends)
-    return job if options.seconds is None else replace(job, seconds=options.seconds)
+    return job if seconds is None else replace(job, seconds=seconds)
 
 
 def _words(option: str, text: str, allowed: Sequence[str] = ()) -> tuple[str, ...]:

@@ -23,6 +23,20 @@ STEMS: tuple[Stem, ...] = (
     "dtrn_training",
     "dtn_training",
 )
+# What each stem is timed on; in a mode, or for a case, some of these.
+BACKENDS: dict[Stem, tuple[str, ...]] = {
+    "conditional_interest": (
+        *("fused", "fused_float32", "naive", "batched", "repeated", "ragged", "ragged_flat"),
+        *("compiled_batched", "compiled_ragged", "reference"),
+    ),
+    "conditional_layer_norm": ("fused", "eager", "gathered", "compiled", "reference"),
+    "multi_hash_lookup": (
+        *("fused", "fused_rowwise", "fused_unfused_step", "eager", "eager_coalesced"),
+        *("eager_sparse", "bag", "compiled", "reference"),
+    ),
+    "dtrn_training": ("fused", "batched", "ragged", "reference"),
+    "dtn_training": ("fused", "plain"),
+}
 MODES: tuple[Mode, ...] = ("forward", "training", "serving")
 SHAPES = ("ecommerce", "tenrec")
 LENGTHS = ("geometric", "max", "heavy_tailed")

@@ -62,6 +62,15 @@ def run(options: argparse.Namespace) -> int:
     from mtlfast.training.files import write_csv, write_json
 
     given = given_settings(options, TrainConfig)
+    if options.output is not None:
+        # Before minutes of scoring.
+        try:
+            Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--output: expected a file in a folder that can be made, found "
+                f"{options.output}: {error.strerror}"
+            ) from None
     report = evaluate_checkpoint(options.checkpoint, given, quiet=options.quiet)
     output = Path(options.output) if options.output else _default_output(report)
     write_json(output, report)

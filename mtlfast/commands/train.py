@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,12 @@ def _train_new(config: TrainConfig, options: argparse.Namespace) -> int:
         folder.rmdir()  # nothing was written yet; the name stays free
         raise
     print(trainer.describe())
-    return fit_and_report(trainer)
+    try:
+        return fit_and_report(trainer)
+    except Exception:
+        if trainer.step == 0:  # such as a backend that cannot run: nothing of a run is there
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def fit_and_report(trainer: Trainer) -> int:

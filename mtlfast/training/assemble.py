@@ -47,6 +47,9 @@ def make_source(config: TrainConfig, *, quiet: bool = False) -> DataSource:
 
 def make_model(config: TrainConfig, spec: DatasetSpec) -> nn.Module:
     """The model that ``config`` names, freshly initialised from its seed."""
+    if config.model not in models.available():
+        expected = f"one of {', '.join(models.available())}"
+        raise ValueError(f"settings.model: expected {expected}, found {config.model!r}")
     torch.manual_seed(config.seed)
     return models.build(config.model, spec, config.model_options, backend=_backend(config))
 

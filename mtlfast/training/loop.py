@@ -100,6 +100,9 @@ class Trainer:
             embedding_optimizer=config.embedding_optimizer,
             sparse_min_rows=config.sparse_min_rows,
         )
+        if config.accelerator == "cuda" and not torch.cuda.is_available():
+            expected = "auto or cpu where torch sees no GPU"
+            raise ValueError(f"settings.accelerator: expected {expected}, found cuda")
         self.fabric = Fabric(
             accelerator=config.accelerator, devices=1, precision=_PRECISIONS[config.precision]
         )

@@ -15,7 +15,7 @@ def new_run_folder(chosen: str | Path | None, model: str, data: str, root: str =
         chosen: the folder to use; ``None`` takes the next free ``runs/<model>-<data>-<number>``.
 
     Raises:
-        ValueError: if ``chosen`` exists and holds anything.
+        ValueError: if ``chosen`` exists and holds anything, or cannot be made.
     """
     if chosen is not None:
         path = Path(chosen)
@@ -24,7 +24,13 @@ def new_run_folder(chosen: str | Path | None, model: str, data: str, root: str =
                 f"run_dir: expected a new or empty folder, found {path} with content; "
                 f"choose another, or continue that run with --resume {path}"
             )
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            expected = "a folder that can be made"
+            raise ValueError(
+                f"run_dir: expected {expected}, found {path}: {error.strerror}"
+            ) from None
         return path
     number = 1
     while True:

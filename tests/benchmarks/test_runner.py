@@ -8,8 +8,23 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import runner
-from benchmarks.cases import Job, full_jobs, quick_jobs, select, training_case
+from benchmarks.cases import (
+    BACKENDS,
+    DTYPES,
+    MODES,
+    Case,
+    Job,
+    Stem,
+    full_jobs,
+    multi_hash_case,
+    quick_jobs,
+    select,
+    training_case,
+)
+from benchmarks.dtn_training import DTNTrainingWorkload
+from benchmarks.dtrn_training import TrainingWorkload
 from benchmarks.store import Store
+from benchmarks.workloads import make_workload
 
 from .test_store import make_row
 
@@ -117,3 +132,30 @@ def test_command_line(capsys) -> None:
     assert "dtrn_training/tenrec/d32/B2048" in capsys.readouterr().out
     assert command.main(["--dtype", "float8"]) == 2
     assert "expected some of float32, bfloat16, found 'float8'" in capsys.readouterr().err
+    assert command.main(["--backends", "fused,fussed"]) == 2
+    assert "--backends: expected some of fused, " in capsys.readouterr().err
+    for seconds in ("-1", "0", "nan"):
+        assert command.main(["--seconds", seconds]) == 2
+        assert "--seconds: expected a positive number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stem", ["conditional_interest", "conditional_layer_norm"])
+def test_every_backend_has_its_name_in_the_table(stem: Stem) -> None:
+    found = set()
+    for dtype in DTYPES:
+        for users in (2, 4):
+            case = Case(stem=stem, batch=4, users=users, d=8, dtype=dtype)
+            workload = make_workload(case, sets=1)
+            found |= {name for mode in MODES for name in workload.backends(mode)}
+    assert found == set(BACKENDS[stem])
+
+
+def test_every_backend_of_the_other_stems_has_its_name_in_the_table() -> None:
+    assert set(TrainingWorkload.backends(None, "training")) == set(BACKENDS["dtrn_training"])  # type: ignore[arg-type]
+    assert set(DTNTrainingWorkload.backends(None, "training")) == set(BACKENDS["dtn_training"])  # type: ignore[arg-type]
+    found = set()
+    for gradient in ("dense", "sparse", "step"):
+        case = multi_hash_case(3, 1, d=4, batch=4, num_codewords=50, gradient=gradient)
+        workload = make_workload(case, sets=1)
+        found |= {name for mode in MODES for name in workload.backends(mode)}
+    assert found == set(BACKENDS["multi_hash_lookup"])

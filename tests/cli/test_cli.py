@@ -128,14 +128,23 @@ def test_help_imports_nothing_heavy(tmp_path):
         (["train", "--model-options", "embed_dim"], "expected KEY=VALUE, found 'embed_dim'"),
         (["train", "--model-options", "embed_dm=8"], "embed_dm: unknown key, did you mean"),
         (["train", "--model-options", "head.name=moe"], "head.name: expected one of"),
-        (["train", "--model", "dtrm"], "expected one of ['dtrn', 'dtn', "),
+        (["train", "--model", "dtrm"], "settings.model: expected one of dtrn, dtn, "),
         (["train", "--model", "dtrm"], "found 'dtrm'"),
+        (["train", "--run-dir", "/dev/null/run"], "run_dir: expected a folder that can be made"),
+        (
+            [*TRAIN, "--quiet", "--backend", "cuda"],
+            "backend: expected one that can run conditional_interest",
+        ),
         (["train", "--data", "tenrek"], "data source: expected one of"),
         (["train", "--data-options", "sed=1"], "options: expected some of"),
         (["train", "--config", "absent.yaml"], "cannot read absent.yaml: No such file"),
         (["train", "--resume", "absent"], "absent: no such checkpoint or run folder"),
         (["evaluate", "--checkpoint", "absent"], "absent: no such checkpoint or run folder"),
         (["evaluate"], "required: --checkpoint"),
+        (
+            ["evaluate", "--checkpoint", "absent", "--output", "/dev/null/x/y.json"],
+            "--output: expected a file in a folder that can be made, found /dev/null/x/y.json",
+        ),
         (["models", "dtrm"], "model: expected one of dtrn, dtn, "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -151,6 +160,14 @@ def test_mistakes_are_explained(arguments, text, capsys, tmp_path, monkeypatch):
     assert text in error
     assert error.startswith("mtlfast")
     assert not list(tmp_path.rglob("*-001"))  # no run folder is left behind
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*TRAIN, "--accelerator", "cuda"]) == 2
+    assert "settings.accelerator: expected auto or cpu" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*-001"))
 
 
 def test_yaml_is_overridden_by_options_and_unknown_keys_are_named(tmp_path, capsys, monkeypatch):
