@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -9,12 +11,13 @@ from torch import Tensor, nn
 
 from mtlfast.errors import bad
 from mtlfast.interactions.base import Interaction, xavier_
+from mtlfast.nn.constants import Constants
 from mtlfast.nn.stacked import stacked_linear
 
 BilinearKind = Literal["all", "each", "interaction"]
 
 
-class BilinearInteraction(Interaction):
+class BilinearInteraction(Constants, Interaction):
     """``p_ij = (v_i W) * v_j`` for all ``i < j`` (FiBiNET, RecSys 2019).
 
     The output holds the pairs in lexicographic order, flattened: ``W = N(N-1)/2 * d``.
@@ -50,9 +53,9 @@ class BilinearInteraction(Interaction):
         self.kind = kind
         count = {"all": 1, "each": num_fields - 1, "interaction": pairs}[kind]
         self.weight = nn.Parameter(torch.empty(self.num_groups, count, embed_dim, embed_dim))
-        left, right = torch.triu_indices(num_fields, num_fields, offset=1)
-        self.register_buffer("left", left.contiguous(), persistent=False)
-        self.register_buffer("right", right.contiguous(), persistent=False)
+        sides = zip(*combinations(range(num_fields), 2), strict=True)
+        for side, fields in zip(("left", "right"), sides, strict=True):
+            self.register_constant(side, partial(torch.tensor, fields, dtype=torch.int64))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

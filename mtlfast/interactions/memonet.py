@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from mtlfast._checks import check_count
 from mtlfast.errors import bad
 from mtlfast.interactions.base import Interaction, flatten_fields, per_module
+from mtlfast.nn.constants import Constants
 from mtlfast.nn.multi_hash_codebook import Hash, MultiHashCodebook, Restoring, Sharing, Shrinking
 
 
-class MemoNetInteraction(Interaction):
+class MemoNetInteraction(Constants, Interaction):
     """``flatten(E) || flatten(HCNet(selected fields))`` (MemoNet, Zhang et al., CIKM 2023).
 
     Every one of the ``G`` modules has its own codebooks. Their lookups are one fused op each: the
@@ -95,7 +96,7 @@ class MemoNetInteraction(Interaction):
         self.num_blocks = num_blocks
         self.codebooks = nn.ModuleList(codebooks)
         self.all_selected = chosen == list(range(num_fields))
-        self.register_buffer("selected", torch.tensor(chosen), persistent=False)
+        self.register_constant("selected", lambda: torch.tensor(chosen))
 
     def interact(self, x: Tensor, ids: Tensor | None) -> Tensor:
         if ids is None:

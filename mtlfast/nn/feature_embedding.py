@@ -71,8 +71,8 @@ class FeatureEmbedding(FieldEmbedding):
         self.num_behaviors = num_behaviors
         self.share_item_table = share_item_table
         token_starts = self._starts[len(self.vocab_sizes) : -1] if own_tables else []
-        self.register_buffer(
-            "token_offsets", torch.tensor(token_starts, dtype=torch.int64), persistent=False
+        self.register_constant(
+            "token_offsets", lambda: torch.tensor(token_starts, dtype=torch.int64)
         )
 
     def sequence_table(self, behavior: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 
 from mtlfast.bags import FieldBags
 from mtlfast.errors import bad, can_read
+from mtlfast.nn.constants import Constants
 
 
-class FieldEmbedding(nn.Module):
+class FieldEmbedding(Constants):
     """One embedding width for every field.
 
     The tables of all fields lie one behind the other in ``weight [rows, d]``, so that the fields of
@@ -66,10 +68,12 @@ class FieldEmbedding(nn.Module):
             starts.append(starts[-1] + size)
         self._starts = starts
         num_fields = len(self.vocab_sizes)
-        self.register_buffer("offsets", torch.tensor(starts[:num_fields]), persistent=False)
-        self.register_buffer("sizes", torch.tensor(self.vocab_sizes), persistent=False)
-        columns = torch.tensor(self.multi_valued, dtype=torch.int64)
-        self.register_buffer("bag_columns", columns, persistent=False)
+        for name, numbers in (
+            ("offsets", starts[:num_fields]),
+            ("sizes", self.vocab_sizes),
+            ("bag_columns", self.multi_valued),
+        ):
+            self.register_constant(name, partial(torch.tensor, numbers, dtype=torch.int64))
         self.weight = nn.Parameter(torch.empty(starts[-1], embed_dim))
         self.reset_parameters()
 

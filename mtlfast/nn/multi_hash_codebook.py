@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mtlfast._checks import check_count
 from mtlfast.errors import bad, number, shape_text
+from mtlfast.nn.constants import Constants
 from mtlfast.ops import FusedStep, field_crosses, multi_hash_lookup
 from mtlfast.ops.multi_hash_lookup import check_codebook
 
@@ -50,7 +51,7 @@ class TwoLinear(nn.Module):
         return self.linear2(F.relu(self.linear1(x)))
 
 
-class MultiHashCodebook(nn.Module):
+class MultiHashCodebook(Constants):
     """HCNet: crossed fields, hashed into codewords, restored, and shrunk to one vector per field.
 
     Source: MemoNet (CIKM 2023). Every pair of fields is hashed ``num_hashes`` times into a
@@ -180,11 +181,15 @@ class MultiHashCodebook(nn.Module):
             for count in self.num_crosses:
                 self.shrink.append(TwoLinear(width, width, count))
         for i, found in enumerate(crosses):
-            members = torch.tensor(found)  # [P, order]
-            self.register_buffer(f"members{i}", members, persistent=False)
-            of_field, place = pairs_of_fields(members, num_fields)
-            self.register_buffer(f"pairs_of_field{i}", of_field, persistent=False)
-            self.register_buffer(f"place{i}", place, persistent=False)
+            with torch.device("cpu"):
+                members = torch.tensor(found)  # [P, order]
+                of_field, place = pairs_of_fields(members, num_fields)
+            for name, table in (
+                ("members", members),
+                ("pairs_of_field", of_field),
+                ("place", place),
+            ):
+                self.register_constant(f"{name}{i}", table.clone)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from mtlfast.errors import bad
 from mtlfast.jagged import JaggedSequences
+from mtlfast.nn.constants import Constants
 
 PositionKind = Literal["none", "learned", "sinusoidal"]
 POSITION_KINDS: tuple[PositionKind, ...] = ("none", "learned", "sinusoidal")
 
 
-class JaggedPositionEncoding(nn.Module):
+class JaggedPositionEncoding(Constants):
     """Adds a vector that depends on the place in the sequence, counted from the oldest token.
 
     DTRN (CIKM 2023) uses none; without one every interest is invariant to the order of a
@@ -44,7 +45,7 @@ class JaggedPositionEncoding(nn.Module):
             self.weight = nn.Parameter(torch.empty(num_behaviors, max_length, embed_dim))
             nn.init.normal_(self.weight, std=0.01)
         else:
-            self.register_buffer("table", _sinusoids(max_length, embed_dim), persistent=False)
+            self.register_constant("table", lambda: _sinusoids(max_length, embed_dim))
             self.table: Tensor
 
     def forward(self, sequences: JaggedSequences) -> JaggedSequences:
