@@ -309,6 +309,14 @@ class JaggedSequences:
         )
 
 
+def require_behaviors(sequences: object, num_behaviors: int) -> None:
+    """Raises ValueError unless these are sequences of so many behaviors."""
+    if not isinstance(sequences, JaggedSequences):
+        raise bad("sequences", "a JaggedSequences", describe(sequences))
+    if sequences.num_behaviors != num_behaviors:
+        raise bad("sequences", f"{num_behaviors} behaviors", sequences.num_behaviors)
+
+
 def _check_count(argument: str, value: object, least: int) -> None:
     # A SymInt is what max_len becomes inside a traced graph; it cannot be compared there.
     if isinstance(value, torch.SymInt):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtlfast._checks import check_count
 from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, require_behaviors
 from mtlfast.nn.conditional_encoder import ConditionalEncoder
 from mtlfast.nn.hypernetwork import NUM_NORMS, LayerNormHypernetwork
 from mtlfast.nn.transformer_layer import TransformerLayer
@@ -197,8 +197,7 @@ class ConditionalTransformer(nn.Module):
             ValueError: for sequences of another width or number of behaviors than the module's,
                 and for everything that :func:`mtlfast.ops.conditional_interest` refuses.
         """
-        if sequences.num_behaviors != self.num_behaviors:
-            raise bad("sequences", f"{self.num_behaviors} behaviors", sequences.num_behaviors)
+        require_behaviors(sequences, self.num_behaviors)
         if target.dim() != 2 or target.shape[-1] != self.embed_dim:
             raise bad("target", f"shape [B, {self.embed_dim}]", f"shape {list(target.shape)}")
         scale, shift = self.norm_tables() if tables is None else tables

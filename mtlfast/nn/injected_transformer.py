@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtlfast._checks import check_count
 from mtlfast.dtypes import without_autocast
 from mtlfast.errors import bad
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, require_behaviors
 from mtlfast.nn.conditional_transformer import (
     EmptyRule,
     InterestFunction,
@@ -154,8 +154,7 @@ class InjectedTransformer(nn.Module):
             target: embeddings ``[B, d]`` of the candidates.
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
         """
-        if sequences.num_behaviors != self.num_behaviors:
-            raise bad("sequences", f"{self.num_behaviors} behaviors", sequences.num_behaviors)
+        require_behaviors(sequences, self.num_behaviors)
         encoders = self._weights("encoder", self.encoder)
         decoders = self._weights("decoder", self.decoder)
         rows: list[list[Tensor]] = [[] for _ in range(self.num_tasks)]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtlfast._checks import check_count
 from mtlfast.errors import bad
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, require_behaviors
 from mtlfast.nn.conditional_transformer import (
     EmptyRule,
     InterestFunction,
@@ -96,8 +96,7 @@ class SeparateTransformers(nn.Module):
             target: embeddings ``[B, d]`` of the candidates.
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
         """
-        if sequences.num_behaviors != self.num_behaviors:
-            raise bad("sequences", f"{self.num_behaviors} behaviors", sequences.num_behaviors)
+        require_behaviors(sequences, self.num_behaviors)
         interests = []
         for b, (encoder, decoder) in enumerate(zip(self.encoders, self.decoders, strict=True)):
             if not (

@@ -389,6 +389,8 @@ def test_wrong_inputs_are_named():
     three = JaggedSequences(sequences.values, sequences.offsets[:10], 3, 6)
     with pytest.raises(ValueError, match="sequences: expected 2 behaviors, found 3"):
         module(three, target)
+    with pytest.raises(ValueError, match="sequences: expected a JaggedSequences, found a float32"):
+        module(sequences.values.float(), target)
     with pytest.raises(ValueError, match="target: expected shape"):
         module(sequences, target[:3])  # as many candidates as users unless user_index says more
 
