@@ -57,7 +57,11 @@ class CensusSource(TableSource):
     ) -> None:
         if part not in ("test", "validation", "both"):
             raise ValueError(f"part: expected test, validation or both, found {part!r}")
-        train, test = (read_census(file, on_error=on_error) for file in census_files(path))
+        files = census_files(path)
+        train, test = (read_census(file, on_error=on_error) for file in files)
+        for file, table in zip(files, (train, test), strict=True):
+            if not len(_labels(table)):
+                raise ValueError(f"{file}: expected rows, found none")
         names = tuple(name for name in COLUMNS if name not in _NOT_FIELDS)
         train_ids, test_ids, sizes = [], [], []
         for name in names:

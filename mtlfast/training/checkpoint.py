@@ -40,9 +40,22 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` atomically: a crash while saving leaves what was there before."""
+    """Write ``content`` atomically: a crash while saving leaves what was there before.
+
+    Raises:
+        OSError: naming the file, where it cannot be written, such as on a full disk.
+    """
     record = {"format": FORMAT, "version": VERSION, **content}
-    write_atomically(path, lambda file: torch.save(record, file))
+    try:
+        write_atomically(path, lambda file: torch.save(record, file))
+    except (OSError, RuntimeError) as error:
+        # torch.save covers what the disk said by an error of its own.
+        said: BaseException | None = error
+        while said is not None and not isinstance(said, OSError):
+            said = said.__context__
+        if said is None or said.errno is None:
+            raise
+        raise OSError(said.errno, said.strerror, str(path)) from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -170,6 +170,13 @@ def test_malformed_rows_are_named_or_skipped_and_counted(folder, line, problem):
     assert same(skipping, CensusSource(folder))
 
 
+@pytest.mark.parametrize("empty", ["data", "test"])
+def test_a_file_without_rows_is_named(folder, empty):
+    (folder / f"census-income.{empty}").write_text("")
+    with pytest.raises(ValueError, match=rf"census-income\.{empty}: expected rows, found none"):
+        CensusSource(folder)
+
+
 def test_missing_files_and_wrong_options_are_named(folder, tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"expected one of \['census-income.data', "):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -106,3 +107,18 @@ def test_random_generators_are_restored():
     assert torch.equal(first[0], second[0])
     assert (first[1] == second[1]).all()
     assert first[2] == second[2]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "step.pt"
+    save_checkpoint(path, {"model": torch.zeros(3)})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*step\.pt'"):
+            save_checkpoint(path, {"model": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
