@@ -443,7 +443,7 @@ def test_our_codebook_is_switched(options):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: ConditionalTransformer(2, 2, 16, T, M, backend="reference"), "twice as many"),
+        (lambda: ConditionalTransformer(6, 2, 16, T, M, backend="reference"), "multiple of 8"),
         (lambda: OWN[0]().double(), "float64"),
         (lambda: codebook().double(), "float64"),
     ],

@@ -19,10 +19,10 @@ from ..reference.conditional_interest import (
     check_arguments,
     check_data,
 )
-from . import _backend, _native, _padded_width, _triton
+from . import _backend, _native, _triton
 from ._traced_reference import forward_op as _run_traced_reference
 
-_MAX_D, _MAX_D_F = 256, 1024
+_MAX_D, _MAX_D_F, _MULTIPLE = 256, 1024, 8
 
 
 def conditional_interest(
@@ -45,9 +45,8 @@ def conditional_interest(
     Floating inputs may be float32, bfloat16, float16 or float64 and promote as torch does. Under
     autocast the output has the autocast dtype, and weights, scale and shift are used in float32.
     Fused backends accumulate in float32 and have first-order gradients for every floating input;
-    float64 runs on the reference. So do, on CPU, ``d`` above 256 or ``d_f`` above 1024, and on GPUs
-    a ``d`` above 128 or a ``d_f`` above 1024. The CPU kernels have multiples of 8: other widths run
-    on the next one that is a multiple of ``h`` too, unless it is twice as large. On CPU results and
+    float64 runs on the reference. So do, on CPU, ``d`` or ``d_f`` that are not multiples of 8 up to
+    256 and 1024, and on GPUs a ``d`` above 128 or a ``d_f`` above 1024. On CPU results and
     gradients have the same bits for any number of threads, on GPUs in every run; float32 products
     on GPUs are exact unless ``torch.backends.cuda.matmul`` allows TF32.
 
@@ -104,11 +103,9 @@ def conditional_interest(
     elif chosen == "triton":
         op, io = _run_triton, activation
     else:
-        op = _run_cpu_at_any_width
-        # bfloat16 goes in as it is; for float16 there is no arithmetic on CPUs, and means that
-        # stand in added columns need more bits.
-        fits = _padded_width.width(target.shape[1], num_heads) == target.shape[1]
-        io = activation if activation == torch.bfloat16 and fits else torch.float32
+        op = _run_cpu
+        # bfloat16 goes in as it is; for float16 there is no arithmetic on CPUs.
+        io = activation if activation == torch.bfloat16 else torch.float32
         compute = torch.float32
     if chosen != "triton":  # whose kernels convert parameters while they lay them out
         parameters = tuple(cast(parameter, compute) for parameter in parameters)
@@ -166,21 +163,14 @@ def _choose(
         if activation == torch.float64:
             return "float64 is computed by the reference only"
         d_f, d = weights[0][4].shape
-        other = weights[1][4].shape[0]
+        if weights[1][4].shape[0] != d_f:
+            return f"encoder and decoder differ in d_f: {d_f} and {weights[1][4].shape[0]}"
         if name == "triton":
-            if other != d_f:
-                return f"encoder and decoder differ in d_f: {d_f} and {other}"
             return _kernel_obstacle(int(d), int(d_f), num_heads)
-        padded = _padded_width.width(d, num_heads)
-        if padded > _MAX_D:
-            why = "" if padded == d else f" with {num_heads} heads needs {padded} columns, which"
-            return f"d = {d}{why} is more than {_MAX_D}"
-        if padded >= 2 * d:
-            return f"d = {d} with {num_heads} heads needs {padded} columns, at least twice as many"
-        padded = _padded_width.hidden_width(d, num_heads, d_f, other)
-        if padded > _MAX_D_F:
-            why = "" if padded == max(d_f, other) else f" needs {padded} hidden units, which"
-            return f"d_f = {max(d_f, other)}{why} is more than {_MAX_D_F}"
+        if d % _MULTIPLE or d > _MAX_D:
+            return f"d = {d} is not a multiple of {_MULTIPLE} up to {_MAX_D}"
+        if d_f % _MULTIPLE or d_f > _MAX_D_F:
+            return f"d_f = {d_f} is not a multiple of {_MULTIPLE} up to {_MAX_D_F}"
         return ""
 
     return _backend.choose("conditional_interest", backend, device, obstacle)
@@ -197,35 +187,6 @@ _NUM_PARAMETERS = 18  # 8 encoder weights, 8 decoder weights, scale, shift
 def _run_cpu(*inputs: Any) -> Tensor:
     assert _cpu is not None  # _choose has seen to that
     return _run(_cpu, *inputs)
-
-
-def _run_cpu_at_any_width(
-    values: Tensor,
-    offsets: Tensor,
-    num_behaviors: int,
-    max_len: int,
-    target: Tensor,
-    user_index: Tensor | None,
-    parameters: list[Tensor],
-    num_heads: int,
-    eps: float,
-) -> Tensor:
-    d = target.shape[1]
-    values, target, parameters_, eps = _padded_width.pad(
-        values, target, tuple(parameters), num_heads, eps
-    )
-    out = _run_cpu(
-        values,
-        offsets,
-        num_behaviors,
-        max_len,
-        target,
-        user_index,
-        list(parameters_),
-        num_heads,
-        eps,
-    )
-    return out if out.shape[-1] == d else out[..., -d:].contiguous()
 
 
 def _run_triton(*inputs: Any) -> Tensor:

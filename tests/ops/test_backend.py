@@ -41,15 +41,10 @@ def test_explain_takes_a_name() -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ({"d": 258}, "cpu: d = 258 with 2 heads needs 264 columns, which is more than 256"),
-        ({"d": 264}, "cpu: d = 264 is more than 256"),
-        ({"d": 2}, "cpu: d = 2 with 2 heads needs 8 columns, at least twice as many"),
-        ({"d_f": 1030}, "cpu: d_f = 1030 needs 1032 hidden units, which is more than 1024"),
-        (
-            {"d": 20, "d_f": 1024},
-            "cpu: d_f = 1024 needs 1032 hidden units, which is more than 1024",
-        ),
-        ({"d_f": 1032}, "cpu: d_f = 1032 is more than 1024"),
+        ({"d": 20}, "cpu: d = 20 is not a multiple of 8 up to 256"),
+        ({"d": 264}, "cpu: d = 264 is not a multiple of 8 up to 256"),
+        ({"d_f": 12}, "cpu: d_f = 12 is not a multiple of 8 up to 1024"),
+        ({"d_f": 1032}, "cpu: d_f = 1032 is not a multiple of 8 up to 1024"),
         ({"dtype": torch.float64}, "cpu: float64 is computed by the reference only"),
     ],
 )
@@ -65,6 +60,16 @@ def test_what_the_kernel_cannot_do_runs_on_the_reference(
     )
     with pytest.raises(ValueError, match="one that can run conditional_interest here"):
         case.call(ops.conditional_interest, backend="cpu")
+
+
+def test_layers_of_different_width_run_on_the_reference() -> None:
+    case = make(LENGTHS)
+    wide = make(LENGTHS, d_f=48)
+    side = {name: wide.tensors[name] for name in wide.tensors if name.startswith("decoder.linear")}
+    mixed = case.with_tensors(**side)
+    explanation = mtlfast.explain("conditional_interest", *mixed.args, **mixed.kwargs)
+    assert explanation.reason == "cpu: encoder and decoder differ in d_f: 32 and 48"
+    assert mixed.call(ops.conditional_interest).shape == (4, 2, 2, 16)
 
 
 def test_meta_tensors_give_shapes() -> None:

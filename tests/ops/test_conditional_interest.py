@@ -92,35 +92,6 @@ def test_every_kind_of_width(d: int, dtype: torch.dtype) -> None:
     check_tolerance(case)
 
 
-@pytest.mark.parametrize(
-    ("d", "heads", "d_f"),
-    [(16, 2, 1), (32, 4, 33), (6, 2, 16), (10, 2, 40), (12, 2, 7), (50, 5, 100), (100, 4, 399)],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_widths_between_those_of_the_kernels(
-    d: int, heads: int, d_f: int, dtype: torch.dtype
-) -> None:
-    case = make(LENGTHS, d=d, num_heads=heads, d_f=d_f, dtype=dtype, seed=d, kinks=False)
-    assert fused(case).is_contiguous()
-    check_tolerance(case)
-    check_tolerance(replace(case, user_index=torch.tensor([3, 0, 1, 4, 3]), eps=1e-3))
-
-
-def test_layers_of_different_hidden_widths() -> None:
-    case, wide = (make(LENGTHS, d_f=d_f, seed=3, kinks=False) for d_f in (20, 48))
-    decoder = [name for name in wide.tensors if name.startswith("decoder.linear")]
-    check_tolerance(case.with_tensors(**{name: wide.tensors[name] for name in decoder}))
-
-
-def test_rows_of_zeros_have_gradients_at_every_width() -> None:
-    """Their norm has a mean of exactly 0, where the ReLU of an added unit would have none."""
-    case = make(LENGTHS, d=12, d_f=16, kinks=False)
-    with torch.no_grad():
-        for name in ("values", "target", "shift"):
-            case.tensors[name].zero_()
-    check_tolerance(case)
-
-
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 4, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize("heads", [1, 3, 24])
 def test_every_number_of_tasks_and_heads(num_tasks: int, heads: int) -> None:

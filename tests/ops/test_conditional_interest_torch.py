@@ -126,22 +126,6 @@ def test_compiled_equals_eager_with_gradients(backend: str, compiler: str) -> No
             torch.testing.assert_close(gradient, gradients[name], msg=name)
 
 
-def test_widths_between_those_of_the_kernels_compile() -> None:
-    torch.compiler.reset()
-
-    def run(case: Case) -> Tensor:
-        return case.call(ops.conditional_interest, backend="cpu")
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
-    for lengths in (LENGTHS, [[2, 0, 1], [4, 1, 0]]):
-        case = make(lengths, d=12, d_f=7)
-        out, expected = compiled(case), run(case)
-        torch.testing.assert_close(out, expected)
-        gradients = case.gradients(expected, torch.ones_like(out))
-        for name, gradient in case.gradients(out, torch.ones_like(out)).items():
-            torch.testing.assert_close(gradient, gradients[name], msg=name)
-
-
 def test_dynamic_graphs_are_not_compiled_again() -> None:
     torch.compiler.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
