@@ -74,7 +74,7 @@ def run(
     Args:
         keep: takes what is known so far, after every case.
     """
-    deadline = time.monotonic() + 0.9 * seconds
+    deadline = time.monotonic() + 0.85 * seconds
     found: dict[str, Any] = {"ceilings": ceilings.measure(device), "rows": [], "not_run": []}
     failures: list[str] = []
     print(f"ceilings: {found['ceilings']}", flush=True)

@@ -79,7 +79,7 @@ def correctness(device: str, seconds: float, answer: Path) -> Answer:
     if processes > 1 and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(processes), "--maxschedchunk=1"]
     # A test that has begun may compile for a while, and reports have to be written.
-    last_start = time.time() + seconds - min(30.0, seconds / 3)
+    last_start = time.time() + seconds - min(40.0, seconds / 3)
     environment = {**os.environ, deadline.VARIABLE: str(last_start)}
     done = subprocess.run(command, cwd=ROOT, env=environment)
     return read_results(results, done.returncode)
