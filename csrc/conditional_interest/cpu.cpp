@@ -243,6 +243,16 @@ struct Call {
     return equal * 16 < p.candidates ? std::vector<int64_t>{} : first;
   }
 
+  // How many users one piece of the forward takes, of one behavior: so many that there are `wanted`
+  // pieces, but a batch of rows at least. A candidate's row costs about what a token does.
+  int64_t users_per_item(int64_t wanted) const {
+    constexpr int64_t kMost = 64, kRows = 256;
+    const Problem& p = problem;
+    const int64_t rows = tokens + p.candidates * p.behaviors;
+    const int64_t users = std::max(kRows, rows / wanted) * p.users * p.behaviors;
+    return std::clamp<int64_t>(users / std::max<int64_t>(rows, 1), 1, kMost);
+  }
+
   // Packed weights, then the absorbed queries.
   Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
     const Problem& p = problem;
@@ -307,12 +317,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const std::vector<int64_t> twin_of = call.find_twins(&twin);
   float *packed, *queries;
   const Tensor memory = call.prepare(false, values, &packed, &queries);
-  constexpr int64_t kUsersPerItem = 64;
-  const int64_t chunks = (p.users + kUsersPerItem - 1) / kUsersPerItem;
+  constexpr int64_t kItemsPerThread = 4;
+  const int64_t wanted = kItemsPerThread * torch::stable::get_num_threads();
+  const int64_t users_per_item = call.users_per_item(wanted);
+  const int64_t chunks = (p.users + users_per_item - 1) / users_per_item;
   // A few users with many candidates (a ranking request): candidates are split as well, which
   // encodes the users' short sequences once per part.
-  constexpr int64_t kCandidatesPerPart = 128, kItemsPerThread = 4;
-  const int64_t wanted = kItemsPerThread * torch::stable::get_num_threads();
+  constexpr int64_t kCandidatesPerPart = 128;
   int64_t parts = 1;
   if (!save && chunks * p.behaviors < wanted)
     parts =
@@ -321,10 +332,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const int64_t part = (p.candidates + parts - 1) / parts;
   for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p),
                 [&](int64_t item, float* scratch) {
-                  const int64_t user = item / (p.behaviors * parts) * kUsersPerItem;
+                  const int64_t user = item / (p.behaviors * parts) * users_per_item;
                   const int64_t first = item / p.behaviors % parts * part;
                   call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors),
-                                      user, std::min(user + kUsersPerItem, p.users), first,
+                                      user, std::min(user + users_per_item, p.users), first,
                                       std::min(first + part, p.candidates), outputs, scratch);
                 });
   if (p.twin != nullptr) copy_twins(p, twin_of, outputs);
