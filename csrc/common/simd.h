@@ -230,9 +230,9 @@ MTLFAST_INLINE Vec sum_each(const Vec* v) {
 #endif
 }
 
+#if defined(__AVX512F__)
 // Lane j of r[i] becomes lane i of r[j].
 MTLFAST_INLINE void transpose_registers(Vec* r) {
-#if defined(__AVX512F__)
   Vec t[16];
   for (int i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -258,15 +258,8 @@ MTLFAST_INLINE void transpose_registers(Vec* r) {
     r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
     r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xDD);
   }
-#else
-  for (int i = 0; i < kLanes; ++i)
-    for (int j = 0; j < i; ++j) {
-      const float x = r[i][j];
-      r[i][j] = r[j][i];
-      r[j][i] = x;
-    }
-#endif
 }
+#endif
 
 // dst[j * ld_dst + i] = src[i * ld_src + j] for a kLanes x kLanes block.
 MTLFAST_INLINE void transpose_block(const float* src, int64_t ld_src, float* dst, int64_t ld_dst) {

@@ -113,7 +113,7 @@ template <int D>
 void project_tokens(const Packed<D>& packed, const Shape& s, const float* x, int64_t ld, int n,
                     bool scores, const AttentionColumns<D>& a) {
 #ifdef MTLFAST_BF16_PRODUCTS
-  if (s.bf16) {  // the tokens are bfloat16, so nothing is rounded
+  if (s.bf16) {  // tokens are bfloat16 already; weights are rounded as the FFNs' are
     Bf16Pair pairs[D / 2 * kBlock];
     for (int c = 0; c < n; c += kBlock) {
       const int count = n - c < kBlock ? n - c : kBlock;

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import __main__ as command  # noqa: E402 (found through the path above)
-from benchmarks.gpu import deadline, entries, steps  # noqa: E402
-from benchmarks.gpu.benchmark import plans, table  # noqa: E402
+from benchmarks.gpu import deadline, entries, steps  # noqa: E402 (the same)
+from benchmarks.gpu.benchmark import plans, table  # noqa: E402 (the same)
 
 # As on a machine that has nothing but what the check needs: these packages are not there.
 BARE = """

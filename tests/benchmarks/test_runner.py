@@ -151,6 +151,7 @@ def test_every_backend_has_its_name_in_the_table(stem: Stem) -> None:
 
 
 def test_every_backend_of_the_other_stems_has_its_name_in_the_table() -> None:
+    # No workload is made (it would hold a whole model): the method asks nothing of it.
     assert set(TrainingWorkload.backends(None, "training")) == set(BACKENDS["dtrn_training"])  # type: ignore[arg-type]
     assert set(DTNTrainingWorkload.backends(None, "training")) == set(BACKENDS["dtn_training"])  # type: ignore[arg-type]
     found = set()
