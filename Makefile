@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # The release that this torch's CUDA builds bring along; GPU kernels are interpreted and compiled with it.
 TRITON ?= triton==3.7.1
+# Other people's layers, which tests compare with ours.
+FUXICTR := fuxictr>=2.3.10
 EXTRAS := train,bench,analyze,test,dev
 
 VENV := .venv
@@ -75,4 +77,7 @@ $(READY): $(VENV)/.torch $(BUILD_INPUTS)
 	@echo "Building mtlfast and installing its tools ..."
 	@# The warning is about folders of the same name beside an editable package; here it is the package.
 	PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@# Tests load single files of it, so it comes without its dependencies (ray, polars, ...).
+	@$(BIN)/python -m pip install --quiet --no-deps '$(FUXICTR)' || \
+	  echo "No FuxiCTR here: the tests that compare with it will be skipped."
 	@touch $@

@@ -68,6 +68,17 @@ STABLE_TORCH_LIBRARY(MTLFAST_LIBRARY, m) {
       "Tensor grad_out, Tensor x, Tensor weight, Tensor? bias, Tensor out, bool relu, "
       "bool need_x) -> (Tensor, Tensor, Tensor)");
 
+  // -> out [G, R, D] of rows x and x0 [G, R, D], weight [G, 2 * D, D] (values, then gates), bias
+  // [G, D]; what the backward reads: value and gate [G, R, D]
+  m.def(
+      "gated_cross_forward(Tensor x, Tensor x0, Tensor weight, Tensor bias, "
+      "bool save_for_backward) -> (Tensor, Tensor, Tensor)");
+  // -> gradients of x, x0, weight, bias
+  m.def(
+      "gated_cross_backward("
+      "Tensor grad_out, Tensor x, Tensor x0, Tensor weight, Tensor value, Tensor gate, "
+      "bool need_x, bool need_x0) -> (" MTLFAST_TENSORS_4 ")");
+
   // -> int64 [B, P, num_hashes]
   m.def("multi_hash_indices(Tensor ids, SymInt num_codewords, " MTLFAST_HASHING ") -> Tensor");
   // -> float32 [B, F, num_hashes * c], or [B, P, num_hashes * c] where not pooled

@@ -13,25 +13,14 @@
 
 #include "../common/isa.h"
 #include "../common/work.h"
-#include "problem.h"
+#include "run.h"
 
 namespace mtlfast {
-
-MTLFAST_FOR_EACH_ISA(MTLFAST_DECLARE_STACKED_LINEAR)
-
 namespace {
 
 using namespace stacked_linear;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error("mtlfast: " + message);
-}
-
-Tensor unit_last_stride(const Tensor& t) {
-  return t.stride(2) == 1 || t.size(2) == 1 ? t : torch::stable::contiguous(t);
-}
 
 struct Call {
   Tensor x, weight;
@@ -69,20 +58,6 @@ struct Call {
       p.bias = static_cast<const float*>(bias->const_data_ptr());
     }
   }
-
-  int64_t blocks(int64_t rows) const { return (problem.rows + rows - 1) / rows; }
-
-  // The packed weights of every stream.
-  Tensor pack(bool for_backward, float** packed) const {
-    const Problem& p = problem;
-    const int64_t size = packed_size(p, for_backward);
-    Tensor memory = torch::stable::new_empty(x, {p.streams * size + 16}, ScalarType::Float);
-    *packed = static_cast<float*>(memory.mutable_data_ptr());
-    for_each_item(p.streams, 0, [&](int64_t stream, float*) {
-      MTLFAST_SELECT_ISA(stacked_linear_pack)(p, for_backward, stream, *packed + stream * size);
-    });
-    return memory;
-  }
 };
 
 Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool relu) {
@@ -92,8 +67,8 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool relu) {
                                         ScalarType::Float);
   if (out.numel() == 0) return out;
   float* packed;
-  const Tensor memory = call.pack(false, &packed);
-  const int64_t blocks = call.blocks(kRows), size = packed_size(p, false);
+  const Tensor memory = pack(x, p, false, &packed);
+  const int64_t blocks = blocks_of(p, kRows), size = packed_size(p, false);
   auto* to = static_cast<float*>(out.mutable_data_ptr());
   for_each_item(p.streams * blocks, forward_scratch(p), [&](int64_t item, float* scratch) {
     const int64_t stream = item / blocks, begin = item % blocks * kRows;
@@ -101,14 +76,6 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, bool relu) {
     (p, packed + stream * size, stream, begin, std::min(begin + kRows, p.rows), to, scratch);
   });
   return out;
-}
-
-// Partial sums: how many depends on the shapes alone, so results never depend on the threads.
-int64_t partitions_of(const Problem& p, int64_t blocks) {
-  constexpr int64_t kMostFloats = int64_t{1} << 23, kMost = 8, kFewest = 2;
-  const int64_t affordable = kMostFloats / std::max<int64_t>(1, p.streams * sums_size(p));
-  const int64_t wanted = std::max<int64_t>(1, kMost / p.streams);
-  return std::min(blocks, std::max(kFewest, std::min(wanted, affordable)));
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor weight,
@@ -138,34 +105,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_out, Tensor x, Tensor we
       {grad_out.stride(0), grad_out.stride(1), grad_out.stride(2), grad_out.stride(3)},
       relu ? static_cast<const float*>(out.const_data_ptr()) : nullptr};
   float* packed = nullptr;
-  const Tensor memory = need_x ? call.pack(true, &packed) : grad_x;
-  const int64_t blocks = call.blocks(kGradientRows), size = packed_size(p, true),
-                sums = sums_size(p);
-  const int64_t partitions = partitions_of(p, blocks);
-  const Tensor partial =
-      torch::stable::new_empty(x, {p.streams * partitions * sums + 16}, ScalarType::Float);
-  auto* sum = static_cast<float*>(partial.mutable_data_ptr());
+  const Tensor memory = need_x ? pack(x, p, true, &packed) : grad_x;
+  const int64_t size = packed_size(p, true);
   auto* to_x = need_x ? static_cast<float*>(grad_x.mutable_data_ptr()) : nullptr;
-  for_each_item(p.streams * partitions, backward_scratch(p), [&](int64_t item, float* scratch) {
-    const int64_t stream = item / partitions, partition = item % partitions;
-    std::fill_n(sum + item * sums, sums, 0.0f);
-    for (int64_t b = blocks * partition / partitions; b < blocks * (partition + 1) / partitions;
-         ++b)
-      MTLFAST_SELECT_ISA(stacked_linear_backward)
-    (p, source, need_x ? packed + stream * size : nullptr, stream, b * kGradientRows,
-     std::min((b + 1) * kGradientRows, p.rows), to_x, sum + item * sums, scratch);
-  });
-  auto* to_weight = static_cast<float*>(grad_weight.mutable_data_ptr());
-  auto* to_bias = bias.has_value() ? static_cast<float*>(grad_bias.mutable_data_ptr()) : nullptr;
-  const int64_t ld = padded(p.in);
-  for_each_item(p.streams * p.out, 0, [&](int64_t item, float*) {
-    const int64_t stream = item / p.out, row = item % p.out;
-    for (int64_t i = 0; i < partitions; ++i) {
-      const float* from = sum + (stream * partitions + i) * sums;
-      for (int64_t c = 0; c < p.in; ++c) to_weight[item * p.in + c] += from[row * ld + c];
-      if (to_bias != nullptr) to_bias[item] += from[p.out * ld + row];
-    }
-  });
+  sum_over_rows(x, p, backward_scratch(p), p.out,
+                static_cast<float*>(grad_weight.mutable_data_ptr()),
+                bias.has_value() ? static_cast<float*>(grad_bias.mutable_data_ptr()) : nullptr,
+                [&](int64_t stream, int64_t begin, int64_t end, float* sums, float* scratch) {
+                  MTLFAST_SELECT_ISA(stacked_linear_backward)
+                  (p, source, need_x ? packed + stream * size : nullptr, stream, begin, end, to_x,
+                   sums, scratch);
+                });
   return {grad_x, grad_weight, grad_bias};
 }
 

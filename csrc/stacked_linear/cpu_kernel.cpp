@@ -1,6 +1,6 @@
 // stacked_linear on the CPU, compiled once per instruction set (-DMTLFAST_ISA=...).
-#include "../common/gemm.h"
 #include "problem.h"
+#include "products.h"
 
 namespace mtlfast {
 MTLFAST_DECLARE_STACKED_LINEAR(MTLFAST_ISA)
@@ -8,22 +8,7 @@ MTLFAST_DECLARE_STACKED_LINEAR(MTLFAST_ISA)
 namespace MTLFAST_ISA {
 namespace {
 
-using namespace stacked_linear;
-
-// dst[r][0, columns) = src[r][...], zeros up to `width`.
-void copy_rows(const float* src, int64_t ld, int rows, int columns, float* dst, int width) {
-  for (int r = 0; r < rows; ++r) {
-    const float* from = src + r * ld;
-    float* to = dst + static_cast<int64_t>(r) * width;
-    int c = 0;
-    for (; c + kLanes <= columns; c += kLanes) store(to + c, load(from + c));
-    if (c < columns) {
-      store(to + c, load_first(from + c, columns - c));
-      c += kLanes;
-    }
-    for (; c < width; c += kLanes) store(to + c, zero());
-  }
-}
+using namespace stacked_linear_products;
 
 // rows x columns of a product, into memory whose rows are not padded: a last vector that would
 // spill goes through `tail` [rows][kPanel].
@@ -38,12 +23,6 @@ void panel_product(int rows, int columns, GemmTile g, float* tail) {
     for (int j = 0; j < columns; j += kLanes)
       store_first(c + r * ldc + j, load(tail + r * kPanel + j),
                   columns - j < kLanes ? columns - j : kLanes);
-}
-
-// Rows that are read once: all lines are asked for at once instead of one after another.
-void prefetch_rows(const float* src, int64_t ld, int rows, int columns) {
-  for (int r = 0; r < rows; ++r)
-    for (int c = 0; c < columns; c += 16) __builtin_prefetch(src + r * ld + c, 0, 2);
 }
 
 // The gradient before the ReLU, [rows][padded out]; its column sums are added to `bias`.
@@ -71,20 +50,7 @@ void load_gradient(const Problem& p, const GradientSource& g, int64_t stream, in
       if (c < p.out) store(to + c, relu_backward(load_first(out + c, p.out - c), load(to + c)));
     }
   }
-  // Sums of a few rows, then of those: one row after the other, rounding errors would add up over
-  // thousands of rows. torch sums in pairs.
-  for (int c = 0; c < width; c += kLanes) {
-    Vec sums[8];
-    for (Vec& sum : sums) sum = zero();
-    const auto row = [&](int r) { return load(dst + static_cast<int64_t>(r) * width + c); };
-    int r = 0;
-    for (; r + 8 <= rows; r += 8)
-      for (int i = 0; i < 8; ++i) sums[i] += row(r + i);
-    for (; r < rows; ++r) sums[r % 8] += row(r);
-    for (int half = 4; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-    store(bias + c, load(bias + c) + sums[0]);
-  }
+  add_column_sums(dst, rows, width, width, bias);
 }
 
 }  // namespace
@@ -149,41 +115,12 @@ void stacked_linear_backward(const Problem& p, const GradientSource& source, con
   float* x_copy = grad + kGradientRows * out;
   float* tail = x_copy + kGradientRows * in;
   load_gradient(p, source, stream, begin, rows, grad, sums + p.out * in);
-
-  const float* from = p.x + stream * p.x_stream + begin * p.x_row;
-  const float* x = from;
-  int64_t x_row = p.x_row;
-  if (p.in % kLanes != 0) {  // vectors must not read behind the last row
-    copy_rows(from, p.x_row, rows, p.in, x_copy, static_cast<int>(in));
-    x = x_copy;
-    x_row = in;
-  } else {
-    prefetch_rows(from, p.x_row, rows, p.in);
-  }
-  for (int first = 0; first < p.in; first += kPanel) {
-    GemmTile dw{};  // dW[out][in] += grad^T x
-    dw.a = grad;
-    dw.lda = out;
-    dw.b = x + first;
-    dw.ldb = x_row;
-    dw.c = sums + first;
-    dw.ldc = in;
-    dw.residual = dw.c;
-    dw.ldr = in;
-    dw.k = rows;
-    gemm<kTransposed>(p.out, p.in - first < kPanel ? p.in - first : kPanel, dw);
-  }
-
+  add_weight_gradient(p, grad, stream, begin, rows, sums, x_copy);
   if (grad_x == nullptr) return;
-  for (int first = 0; first < p.in; first += kPanel, packed += int64_t{p.out} * kPanel) {
-    GemmTile dx{};
-    dx.a = grad;
-    dx.lda = out;
-    dx.b = packed;
-    dx.ldb = kPanel;
+  for (int first = 0; first < p.in; first += kPanel) {
+    GemmTile dx = input_gradient_panel(p, grad, packed, first);
     dx.c = grad_x + (stream * p.rows + begin) * p.in + first;
     dx.ldc = p.in;
-    dx.k = p.out;
     panel_product(rows, p.in - first < kPanel ? p.in - first : kPanel, dx, tail);
   }
 }

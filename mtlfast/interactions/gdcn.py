@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlfast.interactions.base import xavier_
+from mtlfast.interactions.base import per_module, xavier_
 from mtlfast.interactions.deep_and_cross import DeepAndCross, Structure
-from mtlfast.nn.stacked import stacked_linear
+from mtlfast.ops import gated_cross
 
 
 class GatedCrossNetwork(DeepAndCross):
@@ -17,7 +17,7 @@ class GatedCrossNetwork(DeepAndCross):
 
         x_(l+1) = x_0 * (x_l Wc_l + b_l) * sigmoid(x_l Wg_l) + x_l
 
-    ``x_l`` goes through ``[Wc_l, Wg_l]`` in one matrix product. With an MLP, the structure
+    All of a layer is the fused op :func:`mtlfast.ops.gated_cross`. With an MLP, the structure
     "serial" is GDCN-S and "parallel" GDCN-P.
 
     Args:
@@ -67,9 +67,8 @@ class GatedCrossNetwork(DeepAndCross):
             self.mlp.reset_parameters()
 
     def cross(self, x: Tensor) -> Tensor:
+        x = per_module(x, self.num_groups)
         crossed = x
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            value, gate = stacked_linear(crossed, weight).chunk(2, dim=-1)
-            value = (value + bias.unsqueeze(1)) * gate.sigmoid()
-            crossed = torch.addcmul(crossed, x, value)
+            crossed = gated_cross(crossed, x, weight, bias)
         return crossed

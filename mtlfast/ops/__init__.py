@@ -4,6 +4,7 @@ from ..reference import ConditionalTransformerWeights, TransformerWeights, field
 from ._backend import Explanation, checks, explain
 from .conditional_interest import conditional_interest
 from .conditional_layer_norm import conditional_layer_norm
+from .gated_cross import gated_cross
 from .multi_hash_lookup import FusedStep, multi_hash_indices, multi_hash_lookup
 from .stacked_linear import stacked_linear
 
@@ -17,6 +18,7 @@ __all__ = [
     "conditional_layer_norm",
     "explain",
     "field_crosses",
+    "gated_cross",
     "multi_hash_indices",
     "multi_hash_lookup",
     "stacked_linear",

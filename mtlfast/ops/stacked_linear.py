@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .. import _extension
 from .. import reference as _reference
 from ..reference.stacked_linear import check_arguments
-from . import _backend, _native
-
-# With fewer rows the BLAS is as fast: packing the weights is what takes the time.
-_FEWEST_ROWS = 512
+from . import _backend, _native, _products
 
 
 def stacked_linear(
@@ -76,32 +71,12 @@ def _explain(
 
 
 def _choose(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, str]:
-    def obstacle(name: str) -> str:
-        missing = _backend.missing_obstacle(name, x.device.type)
-        if missing:
-            return missing
-        if not _HAS_CPU_OP:
-            return "this build has no C++ op of that name"
-        if torch.is_autocast_enabled(x.device.type):
-            return "autocast is on"
-        for tensor in (x, weight, bias):
-            if tensor is not None and tensor.dtype != torch.float32:
-                return f"{tensor.dtype} is computed by torch's products"
-        # A compiled graph must not depend on the batch size.
-        if backend == "auto" and not torch.compiler.is_compiling() and x.shape[1] < _FEWEST_ROWS:
-            return f"fewer than {_FEWEST_ROWS} rows"
-        return ""
-
-    return _backend.choose(
-        "stacked_linear", backend, x.device.type, obstacle, environment_binds=False
-    )
+    return _products.choose("stacked_linear", backend, x, (weight, bias), _HAS_CPU_OP)
 
 
 # ---- the C++ op: schema in csrc/schemas.cpp ----
 
-_HAS_CPU_OP = _extension.cpu_ops_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-    "mtlfast::stacked_linear_forward", "CPU"
-)
+_HAS_CPU_OP = _products.has_cpu_op("stacked_linear")
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:

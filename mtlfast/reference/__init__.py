@@ -9,6 +9,7 @@ from .conditional_interest import (
     conditional_interest,
 )
 from .conditional_layer_norm import conditional_layer_norm
+from .gated_cross import gated_cross
 from .multi_hash_lookup import field_crosses, multi_hash_indices, multi_hash_lookup
 from .stacked_linear import stacked_linear
 
@@ -18,6 +19,7 @@ __all__ = [
     "conditional_interest",
     "conditional_layer_norm",
     "field_crosses",
+    "gated_cross",
     "multi_hash_indices",
     "multi_hash_lookup",
     "stacked_linear",
