@@ -10,6 +10,7 @@ Stem = Literal[
     "conditional_interest",
     "conditional_layer_norm",
     "multi_hash_lookup",
+    "gated_cross",
     "dtrn_training",
     "dtn_training",
 ]
@@ -20,6 +21,7 @@ STEMS: tuple[Stem, ...] = (
     "conditional_interest",
     "conditional_layer_norm",
     "multi_hash_lookup",
+    "gated_cross",
     "dtrn_training",
     "dtn_training",
 )
@@ -34,6 +36,7 @@ BACKENDS: dict[Stem, tuple[str, ...]] = {
         *("fused", "fused_rowwise", "fused_unfused_step", "eager", "eager_coalesced"),
         *("eager_sparse", "bag", "compiled", "reference"),
     ),
+    "gated_cross": ("fused", "eager", "modules", "compiled", "reference"),
     "dtrn_training": ("fused", "batched", "ragged", "reference"),
     "dtn_training": ("fused", "plain"),
 }
@@ -56,10 +59,11 @@ class Case:
         d, num_heads: embedding width and heads; the FFN is ``4 * d`` wide.
         batch: candidates ``B``.
         users: users ``U``; equal to ``batch`` unless candidates share histories.
-        num_tasks: ``T``.
+        num_tasks: ``T``; the networks of ``gated_cross``.
         dtype: of values, target and output.
-        num_fields, num_hashes, num_codewords: of ``multi_hash_lookup`` alone; ``d`` is the width of
-            its codewords, and shape, lengths, heads, users and tasks say nothing there.
+        num_fields: of ``multi_hash_lookup`` and ``gated_cross``; ``d`` is the width of a codeword
+            or of a field's embedding, and shape, lengths, heads and users say nothing there.
+        num_hashes, num_codewords: of ``multi_hash_lookup`` alone, where the tasks say nothing.
         gradient: of its codebook: "dense", "sparse", or "step" for an optimizer's step as well.
     """
 
@@ -88,7 +92,9 @@ class Case:
         if self.stem == "multi_hash_lookup":
             return self._multi_hash_name()
         parts = [self.stem, self.shape, f"d{self.d}", f"B{self.batch}"]
-        if self.users != self.batch:
+        if self.stem == "gated_cross":
+            parts.insert(2, f"F{self.num_fields}")
+        elif self.users != self.batch:
             parts.append(f"U{self.users}")
         if self.lengths != "geometric":
             parts.append(self.lengths)
@@ -202,6 +208,12 @@ def full_jobs() -> list[Job]:
         for case in main
     ]
     jobs += multi_hash_jobs()
+    gated = Case("gated_cross", "fields", d=16, num_fields=23)
+    # The layers of DTN's groups at its fields and at a few; one network; few rows.
+    jobs += [
+        Job(replace(gated, **others), both, (2, 1), seconds=10.0)
+        for others in ({}, {"num_fields": 5}, {"num_tasks": 1}, {"batch": 512})
+    ]
     jobs += [
         Job(training_case(shape, 32, stem="dtrn_training"), ("training",), (2, 1), seconds=90.0)
         for shape in SHAPES

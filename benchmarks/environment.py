@@ -58,6 +58,10 @@ def commit() -> str:
         return ""
 
 
+# Folders of csrc/ whose headers the kernels of a stem are made of, besides its own and common/.
+_ALSO_READS = {"gated_cross": ("stacked_linear",)}
+
+
 @functools.cache
 def fingerprint(stem: str) -> str:
     """Changes when something that ``stem`` times changes: rows with another one are out of date.
@@ -71,7 +75,8 @@ def fingerprint(stem: str) -> str:
     for folder in (_HERE / "baselines", *(_PACKAGE / name for name in folders)):
         own = (f"{stem}.py", f"{stem}/*.py", "_native.py", "_backend.py")
         files |= {p for pattern in (("**/*.py",) if whole else own) for p in folder.glob(pattern)}
-    for folder in (_ROOT / "csrc" / "common", _ROOT / "csrc" if whole else _ROOT / "csrc" / stem):
+    native = ("",) if whole else ("common", stem, *_ALSO_READS.get(stem, ()))
+    for folder in (_ROOT / "csrc" / name for name in native):
         files |= {p for p in folder.rglob("*") if p.suffix in (".h", ".cpp")}
     for file in sorted(files):
         digest.update(file.name.encode())

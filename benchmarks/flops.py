@@ -104,3 +104,16 @@ def layer_norm_work(case: Case, mode: Mode, rows: int, read: int, written: int) 
     ways = 3 if mode == "training" else 1
     moved = read + written if ways == 1 else 3 * read + 2 * written
     return Work(flops=8.0 * ways * rows * case.d, bytes=float(size * moved), padding=1.0)
+
+
+def gated_cross_work(case: Case, mode: Mode) -> Work:
+    """Operations of the two products of ``gated_cross``, bytes of its inputs and outputs."""
+    width = case.num_fields * case.d
+    elements, weights = case.num_tasks * case.batch * width, 2 * case.num_tasks * width * width
+    ways = 3 if mode == "training" else 1
+    moved = 3 * elements + weights
+    if (
+        mode == "training"
+    ):  # forward, then everything read again, two gradients of rows, the weights'
+        moved = 9 * elements + 3 * weights
+    return Work(flops=4.0 * ways * elements * width, bytes=4.0 * moved, padding=1.0)

@@ -26,6 +26,7 @@ _COLORS = {
     "reference": "#5f5f5f",
     "eager": "#d1495b",
     "gathered": "#2a6f97",
+    "modules": "#7f8c8d",
     "plain": "#d1495b",
     "bag": "#2a6f97",
     "eager_sparse": "#8d3b72",
@@ -75,6 +76,7 @@ def _label(row: Row) -> str:
     case = row["case"]
     stems = {
         "conditional_layer_norm": "CLN ",
+        "gated_cross": "GDCN layer ",
         "dtrn_training": "DTRN step ",
         "dtn_training": "DTN step ",
     }
@@ -84,9 +86,11 @@ def _label(row: Row) -> str:
         parts = [f"codebook F={case['num_fields']} m={case['num_hashes']} d={case['d']}"]
         parts += [case["gradient"]] if case["gradient"] != "dense" else []
         parts += [f"n={case['num_codewords']}"] if case["num_codewords"] != 1_000_000 else []
+    if case["stem"] == "gated_cross":
+        parts.append(f"F={case['num_fields']} G={case['num_tasks']}")
     if case["batch"] != 2048:
         parts.append(f"B={case['batch']}")
-    if case["users"] != case["batch"]:
+    if case["users"] != case["batch"] and case["stem"] != "gated_cross":
         parts.append(f"U={case['users']}")
     if case["lengths"] != "geometric":
         parts.append(case["lengths"])

@@ -29,6 +29,10 @@ def make_workload(case: Case, *, sets: int | None = None) -> Workload:
         from .multi_hash import MultiHashWorkload
 
         return MultiHashWorkload(case, sets=sets)
+    if case.stem == "gated_cross":
+        from .gated_cross import GatedCrossWorkload
+
+        return GatedCrossWorkload(case, sets=sets)
     if case.stem == "dtn_training":
         from .dtn_training import DTNTrainingWorkload
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.baselines import conditional_interest as baselines
-from benchmarks.baselines import conditional_layer_norm
+from benchmarks.baselines import conditional_layer_norm, gated_cross
 from benchmarks.cases import Case, serving_case, training_case
 from benchmarks.inputs import EPS, InterestInputs, interest_inputs
 from mtlfast import reference
@@ -83,6 +83,15 @@ def test_ragged_in_blocks_of_any_size(hidden_floats: int) -> None:
         _results(ragged, inputs), _results(reference.conditional_interest, inputs), strict=True
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_gated_cross() -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 7, 6), (2, 7, 6), (2, 12, 6), (2, 6))
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    expected = reference.gated_cross(*inputs)
+    for baseline in (gated_cross.eager, gated_cross.modules):
+        torch.testing.assert_close(baseline(*inputs), expected)
 
 
 def test_layer_norm() -> None:

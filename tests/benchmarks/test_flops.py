@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baselines import conditional_interest as baselines
 from benchmarks.cases import Case, training_case
-from benchmarks.flops import interest_flops, interest_work, layer_norm_work
+from benchmarks.flops import gated_cross_work, interest_flops, interest_work, layer_norm_work
 from benchmarks.inputs import EPS, interest_inputs, sample_lengths
 from mtlfast.jagged import JaggedSequences
 
@@ -86,6 +86,15 @@ def test_work_of_a_training_step() -> None:
     assert forward.padding == pytest.approx(
         float(lengths.amax(1).sum() * 64 / lengths.sum()), rel=1e-6
     )
+
+
+def test_work_of_a_gated_cross_layer() -> None:
+    case = Case("gated_cross", num_tasks=3, batch=10, num_fields=2, d=4)
+    forward, training = (gated_cross_work(case, mode) for mode in ("forward", "training"))
+    assert forward.flops == 3 * 10 * 8 * 16 * 2  # networks, rows, D, 2 D, multiply and add
+    assert training.flops == 3 * forward.flops
+    assert forward.bytes == 4 * (3 * 3 * 10 * 8 + 3 * 16 * 8)
+    assert training.bytes > 2 * forward.bytes
 
 
 def test_layer_norm_bytes_follow_the_dtype() -> None:

@@ -160,3 +160,5 @@ def test_every_backend_of_the_other_stems_has_its_name_in_the_table() -> None:
         workload = make_workload(case, sets=1)
         found |= {name for mode in MODES for name in workload.backends(mode)}
     assert found == set(BACKENDS["multi_hash_lookup"])
+    gated = make_workload(Case("gated_cross", batch=4, d=4, num_fields=2), sets=1)
+    assert set(gated.backends("forward")) == set(BACKENDS["gated_cross"])
