@@ -38,11 +38,18 @@ struct Gradients {
   }
 };
 
-// Smaller than the forward's: the hidden activations of a whole batch are kept.
+// Smaller than the forward's where the hidden activations of a whole batch, which are kept, fill
+// the cache; larger where the weights do, all of which a batch reads, and reads and writes the sums
+// of.
 template <int D>
-constexpr int kBackwardTokens = D <= 16   ? 192
-                                : D <= 64 ? 96
-                                          : 48;
+constexpr int kBackwardTokens = D <= 16 || D > 128 ? 192 : 96;
+
+// Tasks whose encoder FFNs run as one, so that a batch of few tokens has as many rows.
+template <int D>
+int tasks_at_once(const Problem& p, int rows) {
+  const int fit = D <= 64 ? 1 : kBackwardTokens<D> / rows;
+  return fit < 1 ? 1 : fit < p.tasks ? fit : p.tasks;
+}
 
 template <int D>
 GradLayout gradient_layout(const Problem& p) {
@@ -73,8 +80,8 @@ template <int D>
 struct BackwardScratch {
   Segment* segments;
   float *x, *normalized0, *rstd0, *d_normalized0;  // [rows][D]
-  float *encoder_in, *encoded, *rstd1, *hidden;    // one task; hidden is [blocks][rows][kHidden]
-  float* encoded_t;                                // [columns][ld] the same as columns
+  float *encoder_in, *encoded, *rstd1, *hidden;    // tasks at once; hidden [blocks][rows][kHidden]
+  float* encoded_t;                                // [columns][ld] of one task as columns
   float *d_encoded, *d_encoder_in, *dh, *dx;
   AttentionScratch<D> attention;
   TailScratch<D> tail;
@@ -97,7 +104,7 @@ struct BackwardScratch {
     Arena a{base};
     rows = most_rows(p, kBackwardTokens<D>);
     const int most = pairs_per_group(p);
-    const int64_t block = rows * D;
+    const int64_t block = (rows + kLanes) * D;  // columns of a later task are read in whole vectors
     const int64_t pair_block = static_cast<int64_t>(most) * s.heads * D;
     segments = reinterpret_cast<Segment*>(a.take(2 * kUsers));
     for (float** m :
@@ -181,13 +188,14 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
   project<D>(tail.g2, packed.dout, rows, s, d_head);
 }
 
-// Attention of one task and one group of pairs: d_encoded, and the gradients of W_V, of the norm at
-// position 1 and of the absorbed queries.
+// Attention of one task and one group of pairs, over the rows of `encoded` and its columns in
+// a.encoded_t: d_encoded, and the gradients of W_V, of the norm at position 1 and of the absorbed
+// queries.
 template <int D>
 void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& s, int behavior,
                         int task, const Group& g, const float* d_head, const float* queries,
                         int64_t first_position, int64_t range_candidates, const Gradients& grad,
-                        BackwardScratch<D>& a) {
+                        const float* encoded, float* d_encoded, BackwardScratch<D>& a) {
   const GroupScratch& gs = a.group;
   const int pairs = g.num_pairs;
   const float* scale = packed.scale_row(p, task, behavior, 1);
@@ -198,7 +206,7 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
   scaled_vectors<D>(gs.pairs, pairs, s, scale, queries, a.vectors);
   score_pairs<D>(gs.pairs, pairs, 2, s, a.encoded_t, a.ld, a.vectors, gs.scores, gs.score_stride);
   softmax_pairs(gs.pairs, pairs, s.heads, scores);
-  pool_pairs<D>(gs.pairs, pairs, s, a.encoded, scores, [&](int i, int h, int c, Vec x) {
+  pool_pairs<D>(gs.pairs, pairs, s, encoded, scores, [&](int i, int h, int c, Vec x) {
     store(a.pooled + h * head_stride + int64_t{i} * D + c, x);
   });
   for (int i = 0; i < pairs; ++i)
@@ -228,8 +236,8 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
     accumulate_weight<D>(a.pair_d_head + first, pooled, pairs, s.head_dim, s,
                          grad.decoder.v + static_cast<int64_t>(first) * D);
   }
-  attend_pairs_backward<D>(gs.pairs, pairs, s, a.encoded_t, a.ld, a.encoded, a.vectors, a.d_pooled,
-                           scores, a.d_scores, a.d_encoded, a.d_vectors);
+  attend_pairs_backward<D>(gs.pairs, pairs, s, a.encoded_t, a.ld, encoded, a.vectors, a.d_pooled,
+                           scores, a.d_scores, d_encoded, a.d_vectors);
   for (int h = 0; h < s.heads; ++h)
     for (int c = 0; c < s.width.columns; c += kLanes) {
       const Vec factor = load(scale + c);
@@ -348,36 +356,48 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       }
       fill_zero(a.d_normalized0, static_cast<int64_t>(rows) * D);
       const int64_t hidden_block = a.rows * kHidden;
-      for (int t = 0; t < p.tasks; ++t) {
-        const float* scale0 = packed.scale_row(p, t, behavior, 0);
-        affine_rows<D>(a.normalized0, rows, s.width, scale0, packed.shift_row(p, t, behavior, 0),
-                       a.encoder_in);
-        feed_forward<D>(packed.encoder, s, a.encoder_in, rows, a.encoded, a.hidden, hidden_block);
-        normalize_rows<D>(a.encoded, rows, s.width, p.eps, a.rstd1);
-        for (int r = 0; r < rows; r += kLanes)
-          rows_to_columns<D>(a.encoded + static_cast<int64_t>(r) * D, s.width, a.encoded_t + r,
-                             a.ld);
-        fill_zero(a.d_encoded, static_cast<int64_t>(rows) * D);
-        at_user = batch.first;
-        for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-          const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
-                                     kNeverShared, &at_user, most, most_entries, gs.candidates,
-                                     gs.lengths, gs.pairs, gs.slot_of_pair);
-          if (g.num_pairs > 0) {
-            attention_backward<D>(p, packed, s, behavior, t, g,
-                                  a.d_head + (position - batch_position) * p.tasks * D, queries,
-                                  first_position, candidates, grad, a);
+      const int at_once = tasks_at_once<D>(p, rows);
+      for (int first = 0; first < p.tasks; first += at_once) {
+        const int last = first + at_once < p.tasks ? first + at_once : p.tasks;
+        const int stacked = (last - first) * rows;
+        auto rows_of = [&](float* tasks, int t) { return tasks + int64_t{t - first} * rows * D; };
+        for (int t = first; t < last; ++t)
+          affine_rows<D>(a.normalized0, rows, s.width, packed.scale_row(p, t, behavior, 0),
+                         packed.shift_row(p, t, behavior, 0), rows_of(a.encoder_in, t));
+        feed_forward<D>(packed.encoder, s, a.encoder_in, stacked, a.encoded, a.hidden,
+                        hidden_block);
+        normalize_rows<D>(a.encoded, stacked, s.width, p.eps, a.rstd1);
+        fill_zero(a.d_encoded, static_cast<int64_t>(stacked) * D);
+        for (int t = first; t < last; ++t) {
+          const float* encoded = rows_of(a.encoded, t);
+          for (int r = 0; r < rows; r += kLanes)
+            rows_to_columns<D>(encoded + static_cast<int64_t>(r) * D, s.width, a.encoded_t + r,
+                               a.ld);
+          at_user = batch.first;
+          for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
+            const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
+                                       kNeverShared, &at_user, most, most_entries, gs.candidates,
+                                       gs.lengths, gs.pairs, gs.slot_of_pair);
+            if (g.num_pairs > 0) {
+              attention_backward<D>(p, packed, s, behavior, t, g,
+                                    a.d_head + (position - batch_position) * p.tasks * D, queries,
+                                    first_position, candidates, grad, encoded,
+                                    rows_of(a.d_encoded, t), a);
+            }
+            position = g.next;
           }
-          position = g.next;
         }
-        normalize_rows_backward<D>(a.d_encoded, a.encoded, rows, s.width, a.rstd1);
-        feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, rows, a.hidden,
+        normalize_rows_backward<D>(a.d_encoded, a.encoded, stacked, s.width, a.rstd1);
+        feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, stacked, a.hidden,
                                  hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn);
-        const int64_t table = grad.table_row<D>(p, t, behavior, 0);
-        affine_rows_backward<D>(a.d_encoder_in, a.normalized0, rows, s.width, scale0,
-                                grad.scale + table, grad.shift + table, [&](int64_t i, Vec dx) {
-                                  store(a.d_normalized0 + i, load(a.d_normalized0 + i) + dx);
-                                });
+        for (int t = first; t < last; ++t) {
+          const int64_t table = grad.table_row<D>(p, t, behavior, 0);
+          affine_rows_backward<D>(rows_of(a.d_encoder_in, t), a.normalized0, rows, s.width,
+                                  packed.scale_row(p, t, behavior, 0), grad.scale + table,
+                                  grad.shift + table, [&](int64_t i, Vec dx) {
+                                    store(a.d_normalized0 + i, load(a.d_normalized0 + i) + dx);
+                                  });
+        }
       }
       normalize_rows_backward<D>(a.d_normalized0, a.normalized0, rows, s.width, a.rstd0);
       self_attention_backward<D>(packed, s, a.attention, a.x, a.d_normalized0, rows, a.segments,

@@ -253,6 +253,19 @@ struct Call {
     return std::clamp<int64_t>(users / std::max<int64_t>(rows, 1), 1, kMost);
   }
 
+  // Parts of the batch whose gradients of the weights are summed apart from each other. Sums too
+  // large for the second-level cache cost what 50 rows of an FFN do, to clear them and to add them
+  // up: then a part has several times as many rows.
+  int64_t most_partitions(int64_t sum_floats) const {
+    constexpr int64_t kMost = 16, kLeast = 2, kCached = 1 << 18, kRows = 400;
+    const Problem& p = problem;
+    const int64_t rows = (tokens + p.candidates * p.behaviors) * p.tasks;
+    int64_t partitions = kMost;
+    while (sum_floats > kCached && partitions > kLeast && rows < partitions * kRows)
+      partitions /= 2;
+    return partitions;
+  }
+
   // Packed weights, then the absorbed queries.
   Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
     const Problem& p = problem;
@@ -349,16 +362,20 @@ Tensor reduce_partitions(const Tensor& like, const float* partitions, int64_t co
   Tensor result = torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape),
                                            ScalarType::Float);
   auto* to = static_cast<float*>(result.mutable_data_ptr());
-  for (int64_t r = 0; r < rows; ++r) {
-    float* row = to + r * columns;
-    for (int64_t c = 0; c < columns; ++c) row[c] = 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
-      const float* from = partitions + i * total + at + r * stride;
-      for (int64_t c = 0; c < columns; ++c) row[c] += from[c];
-    }
-    if (factor != 1.0f)
-      for (int64_t c = 0; c < columns; ++c) row[c] *= factor;
-  }
+  constexpr int64_t kGrain = 1 << 17;  // numbers to add that are worth waking a thread
+  for_each_range(rows, kGrain / (columns * std::max<int64_t>(1, count)) + 1,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t r = begin; r < end; ++r) {
+                     float* row = to + r * columns;
+                     for (int64_t c = 0; c < columns; ++c) row[c] = 0.0f;
+                     for (int64_t i = 0; i < count; ++i) {
+                       const float* from = partitions + i * total + at + r * stride;
+                       for (int64_t c = 0; c < columns; ++c) row[c] += from[c];
+                     }
+                     if (factor != 1.0f)
+                       for (int64_t c = 0; c < columns; ++c) row[c] *= factor;
+                   }
+                 });
   return result;
 }
 
@@ -407,11 +424,13 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
   const Tensor memory = call.prepare(true, values, &packed, &queries);
 
   // Ranges of users and partitions depend on the batch alone, never on the number of threads.
-  constexpr int64_t kPartitions = 16, kUsersPerRange = 64;
+  constexpr int64_t kUsersPerRange = 64;
+  const GradLayout layout = call.kernel.grad_layout(p);
+  const int64_t most = call.most_partitions(layout.total);
   const int64_t users_per_range =
-      std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + kPartitions - 1) / kPartitions));
+      std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + most - 1) / most));
   const int64_t ranges = (p.users + users_per_range - 1) / users_per_range;
-  const int64_t partitions = std::min(kPartitions, ranges);
+  const int64_t partitions = std::min(most, ranges);
   int64_t range_candidates = 0;
   for (int64_t r = 0; r < ranges; ++r)
     range_candidates =
@@ -419,12 +438,13 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
                                        call.begin[r * users_per_range]);
   const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, p.busiest);
 
-  const GradLayout layout = call.kernel.grad_layout(p);
   const Tensor sums =
-      torch::stable::new_zeros(values, {partitions * layout.total + 64}, ScalarType::Float);
+      torch::stable::new_empty(values, {partitions * layout.total + 64}, ScalarType::Float);
   auto* sum = static_cast<float*>(sums.mutable_data_ptr());
   for_each_item(partitions, call.kernel.backward_scratch(p, batch_candidates, range_candidates),
                 [&](int64_t partition, float* scratch) {
+                  std::memset(sum + partition * layout.total, 0,
+                              sizeof(float) * static_cast<size_t>(layout.total));
                   for (int64_t r = partition; r < ranges; r += partitions)
                     call.kernel.backward(p, packed, queries, r * users_per_range,
                                          std::min((r + 1) * users_per_range, p.users),

@@ -14,6 +14,8 @@ using conditional_interest::Problem;
 using conditional_interest::Transformer;
 
 constexpr int kHidden = 64;  // hidden units of the FFN that are in flight at once
+constexpr int kTransposedRows =
+    16;  // rows of a matrix that are transposed together: they stay in L1
 
 // The whole-vector window of columns that covers one attention head.
 struct HeadWindow {
@@ -108,12 +110,14 @@ struct PackedFfn {
     if (!for_backward) return;
     fill_zero(w1_t, hidden * s.d);
     fill_zero(w2_t, hidden * D);
-    for (int j = 0; j < s.ffn; ++j) {
-      const int64_t block = static_cast<int64_t>(j / kHidden) * s.d * kHidden + j % kHidden;
-      for (int i = 0; i < s.d; ++i) {
-        w1_t[block + int64_t{i} * kHidden] = t.w1[int64_t{j} * s.d + i];
-        w2_t[int64_t{j} * D + i] = t.w2[int64_t{i} * s.ffn + j];
-      }
+    for (int first = 0; first < s.ffn; first += kTransposedRows) {
+      const int count = s.ffn - first < kTransposedRows ? s.ffn - first : kTransposedRows;
+      const int64_t block = static_cast<int64_t>(first / kHidden) * s.d * kHidden + first % kHidden;
+      for (int i = 0; i < s.d; ++i)
+        for (int j = 0; j < count; ++j) {
+          w1_t[block + int64_t{i} * kHidden + j] = t.w1[int64_t{first + j} * s.d + i];
+          w2_t[int64_t{first + j} * D + i] = t.w2[int64_t{i} * s.ffn + first + j];
+        }
     }
   }
 };
@@ -122,14 +126,16 @@ struct PackedFfn {
 template <int D>
 void pack_square(const float* src, int d, bool transpose, float factor, float* dst) {
   fill_zero(dst, static_cast<int64_t>(d) * D);
-  for (int o = 0; o < d; ++o)
-    for (int i = 0; i < d; ++i) {
-      const float x = src[static_cast<int64_t>(o) * d + i] * factor;
-      if (transpose)
-        dst[static_cast<int64_t>(i) * D + o] = x;
-      else
-        dst[static_cast<int64_t>(o) * D + i] = x;
-    }
+  if (!transpose) {
+    for (int64_t o = 0; o < d; ++o)
+      for (int64_t i = 0; i < d; ++i) dst[o * D + i] = src[o * d + i] * factor;
+    return;
+  }
+  for (int64_t first = 0; first < d; first += kTransposedRows) {
+    const int64_t end = first + kTransposedRows < d ? first + kTransposedRows : d;
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t o = first; o < end; ++o) dst[i * D + o] = src[o * d + i] * factor;
+  }
 }
 
 #ifdef MTLFAST_BF16_PRODUCTS
@@ -148,8 +154,8 @@ inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
   fill_zero(dst, static_cast<int64_t>(s.heads) * s.d * s.window);
   for (int h = 0; h < s.heads; ++h) {
     const HeadWindow w = head_window(h, s.head_dim);
-    for (int o = w.first; o < w.first + w.width; ++o)
-      for (int i = 0; i < s.d; ++i)
+    for (int i = 0; i < s.d; ++i)
+      for (int o = w.first; o < w.first + w.width; ++o)
         dst[(static_cast<int64_t>(h) * s.d + i) * s.window + (o - w.start)] =
             src[static_cast<int64_t>(o) * s.d + i];
   }

@@ -92,6 +92,13 @@ def test_every_kind_of_width(d: int, dtype: torch.dtype) -> None:
     check_tolerance(case)
 
 
+# Tasks that share a pass of the encoder's FFN: all, some with fewer in the last pass, one.
+@pytest.mark.parametrize("lengths", [[2] * 9, [38] * 2 + [9] * 4, [260, 3, 0, 150]])
+@pytest.mark.parametrize("d", [72, 136])
+def test_batches_of_wide_tokens(d: int, lengths: list[int]) -> None:
+    check_tolerance(make([lengths], d=d, d_f=600, num_tasks=5, num_heads=4, kinks=False))
+
+
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 4, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize("heads", [1, 3, 24])
 def test_every_number_of_tasks_and_heads(num_tasks: int, heads: int) -> None:
@@ -444,6 +451,17 @@ def test_same_bits_for_any_number_of_threads_and_every_run(
     generator = torch.Generator().manual_seed(5)
     lengths = (torch.rand(4, 300, generator=generator) ** 4 * 60).long()
     case = make(lengths, d=32, num_candidates=700 if shared else None, dtype=dtype)
+    check_same_bits(case)
+
+
+# Gradients so large that their sums are few, and shared out among the threads.
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_any_number_of_threads_of_wide_models() -> None:
+    lengths = torch.randint(0, 25, (2, 40), generator=torch.Generator().manual_seed(6))
+    check_same_bits(make(lengths, d=136, d_f=600, num_tasks=3, num_heads=4))
+
+
+def check_same_bits(case: Case) -> None:
     results = []
     for count in (1, 2, 2, 3, 5, 1):
         torch.set_num_threads(count)
