@@ -21,7 +21,7 @@ from .cases import Case, Mode
 from .check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, Verdict, errors, judge
 from .flops import Work
 from .timing import Variant
-from .workload import FUSED
+from .workload import FUSED, why_not_fused
 
 NUM_FIELDS = 23
 VOCAB_SIZE = 1000
@@ -66,8 +66,7 @@ class DTNTrainingWorkload:
             return ""
         book = torch.zeros(1, 8, self.case.d)
         ids = torch.zeros(2, NUM_FIELDS, dtype=torch.int64)
-        found = ops.explain("multi_hash_lookup", ids, book, num_hashes=2)
-        return "" if found.backend != "reference" else found.reason
+        return why_not_fused(ops.explain("multi_hash_lookup", ids, book, num_hashes=2))
 
     def variant(self, backend: str, mode: Mode) -> Variant:
         model, optimizer = self.models[backend], self.optimizers[backend]

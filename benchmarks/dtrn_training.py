@@ -29,7 +29,7 @@ from .check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, Verdict, errors, judg
 from .flops import Work
 from .inputs import shape_of
 from .timing import Variant
-from .workload import FUSED
+from .workload import FUSED, why_not_fused
 
 _BATCHES = 4
 _CHECK_BATCH = 128
@@ -83,7 +83,7 @@ class TrainingWorkload:
         batch = self.source.train_batch(2, 0, 0)
         with torch.no_grad():
             self._with_backend(note)(batch.sparse, batch.sequences)
-        return "" if found[0].backend != "reference" else found[0].reason
+        return why_not_fused(found[0])
 
     def variant(self, backend: str, mode: Mode) -> Variant:
         function = _backend(backend)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from .check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, Verdict, errors, judg
 from .flops import Work, gated_cross_work
 from .inputs import rotation_length
 from .timing import Variant
-from .workload import FUSED
+from .workload import FUSED, why_not_compiled, why_not_fused
 
 _NAMES = ("x", "x0", "weight", "bias")
 
@@ -52,14 +51,9 @@ class GatedCrossWorkload:
         return (FUSED, "eager", "modules", "compiled", "reference")
 
     def unavailable(self, backend: str, mode: Mode) -> str:
-        if backend == "compiled" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "torch.compile needs a C++ compiler"
         if backend != FUSED:
-            return ""
-        if not hasattr(ops, "gated_cross"):
-            return "this build has no such op"
-        chosen = ops.explain("gated_cross", *self._inputs[0])
-        return "" if chosen.backend != "reference" else chosen.reason
+            return why_not_compiled(backend)
+        return why_not_fused(ops.explain("gated_cross", *self._inputs[0]))
 
     def variant(self, backend: str, mode: Mode) -> Variant:
         function, training = self._functions[backend], mode == "training"

@@ -8,7 +8,6 @@ free to go behavior by behavior with broadcast tables, or to gather a row of the
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,7 @@ from .check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, Verdict, errors, judg
 from .flops import Work, layer_norm_work
 from .inputs import EPS, rotation_length, sample_lengths
 from .timing import Variant
-from .workload import FUSED
+from .workload import FUSED, why_not_compiled, why_not_fused
 
 Function = Callable[..., Tensor]
 _NAMES = ("x", "residual", "scale", "shift")
@@ -76,16 +75,11 @@ class LayerNormWorkload:
         return (FUSED, "eager", "gathered", "compiled", "reference")
 
     def unavailable(self, backend: str, mode: Mode) -> str:
-        if backend == "compiled" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "torch.compile needs a C++ compiler"
         if backend != FUSED:
-            return ""
-        if not hasattr(ops, "conditional_layer_norm"):
-            return "this build has no such op"
+            return why_not_compiled(backend)
         x, residual, scale, shift = self._inputs[0]
         arguments = (x, scale[:, :1], shift[:, :1])
-        chosen = ops.explain("conditional_layer_norm", *arguments, residual=residual)
-        return "" if chosen.backend != "reference" else chosen.reason
+        return why_not_fused(ops.explain("conditional_layer_norm", *arguments, residual=residual))
 
     def variant(self, backend: str, mode: Mode) -> Variant:
         if backend not in self._functions:

@@ -7,7 +7,6 @@ Adagrad step is part of the call.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,7 @@ from .cases import Case, Gradient, Mode
 from .check import BASELINE_FACTOR, FUSED_FACTOR, Tensors, Verdict, errors, judge
 from .flops import Work
 from .timing import Variant
-from .workload import FUSED
+from .workload import FUSED, why_not_compiled, why_not_fused
 
 _SETS = 16
 _LR = 0.01
@@ -73,12 +72,10 @@ class MultiHashWorkload:
         return (FUSED, "eager", "bag", "compiled", "reference")
 
     def unavailable(self, backend: str, mode: Mode) -> str:
-        if backend == "compiled" and not (shutil.which("g++") or shutil.which("clang++")):
-            return "torch.compile needs a C++ compiler"
         if backend == "bag" and self.case.dtype != "float32":
             return "embedding_bag with weights is float32 only"
         if not backend.startswith(FUSED):
-            return ""
+            return why_not_compiled(backend)
         chosen = ops.explain(
             "multi_hash_lookup",
             self.ids[0],
@@ -86,7 +83,7 @@ class MultiHashWorkload:
             num_hashes=self.case.num_hashes,
             pair_weights=self.weights[0],
         )
-        return "" if chosen.backend != "reference" else chosen.reason
+        return why_not_fused(chosen)
 
     def variant(self, backend: str, mode: Mode) -> Variant:
         if mode == "training" and self.case.gradient == "step":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from mtlfast import ops
 
 from .cases import Case, Mode
 from .check import Verdict
@@ -35,6 +38,18 @@ class Workload(Protocol):
 
     def work(self, mode: Mode) -> Work:
         """Operations and bytes of one call."""
+
+
+def why_not_compiled(backend: str) -> str:
+    """Why torch.compile cannot run here; empty where it can, and for backends without it."""
+    if not backend.startswith("compiled") or shutil.which("g++") or shutil.which("clang++"):
+        return ""
+    return "torch.compile needs a C++ compiler"
+
+
+def why_not_fused(chosen: ops.Explanation) -> str:
+    """Why an op would run on the reference; empty where it runs fused."""
+    return chosen.reason if chosen.backend == "reference" else ""
 
 
 def held_bytes(result: Any) -> int:
