@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mtlfast._checks import check_count, check_units
 from mtlfast.errors import bad
 from mtlfast.heads.base import MultiTaskHead, shared_rows
+from mtlfast.nn.constants import Constants
 from mtlfast.nn.stacked import stacked_linear
 
 
@@ -46,7 +47,7 @@ class MetaLinear(nn.Module):
         return F.leaky_relu(torch.matmul(x, weight) + self.bias(scenario).unsqueeze(-2))
 
 
-class M2M(MultiTaskHead):
+class M2M(Constants, MultiTaskHead):
     """Shared experts, mixed per task by attention that depends on the scenario (M2M).
 
     Zhang et al., *Leaving No One Behind: A Multi-Scenario Multi-Task Meta Learning Approach for
@@ -96,8 +97,9 @@ class M2M(MultiTaskHead):
         width = expert_units[-1]
         super().__init__(input_dim, num_tasks, width, tower_units, dropout)
         self.num_experts = num_experts
-        chosen = None if columns is None else torch.tensor(columns)
-        self.register_buffer("columns", chosen, persistent=False)
+        self.register_constant(
+            "columns", None if columns is None else lambda: torch.tensor(columns)
+        )
         self.expert_weights = nn.ParameterList(
             torch.empty(num_experts, n_out, n_in)
             for n_in, n_out in pairwise((input_dim, *expert_units))

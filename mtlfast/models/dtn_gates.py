@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtlfast.nn import stacked_linear
+from mtlfast.nn.constants import Constants
 
 GateKind = Literal["paper", "released"]
 
 
-class InteractionGates(nn.Module):
+class InteractionGates(Constants):
     """Two gates per task: one over the modules of its own group, one over all others.
 
     The gating network of DTN (arXiv 2408.11611, Figure 3C), a single layer: ``softmax(x W + c)``
@@ -49,37 +50,49 @@ class InteractionGates(nn.Module):
         super().__init__()
         self.kind = kind
         self.num_tasks = num_tasks
-        self._set_groups(torch.tensor(groups, dtype=torch.int64))
         width = input_dim if kind == "paper" else output_dim
         self.weight = nn.Parameter(torch.empty(num_tasks, len(groups), width))
+        self._set_groups(groups)
         self.bias = nn.Parameter(torch.empty(num_tasks, len(groups)))
         self.reset_parameters()
 
-    def _set_groups(self, groups: Tensor) -> None:
-        self.register_buffer("group_of", groups, persistent=False)
-        tasks = torch.arange(self.num_tasks, device=groups.device)
-        own = groups == tasks.unsqueeze(1)  # [T, n]
-        candidates = torch.stack((~own, own), dim=1)  # [T, 2, n]
-        self.register_buffer("candidates", candidates, persistent=False)
-        # A gate without any candidate gives nothing; its softmax must not see only -inf.
-        blocked = ~candidates & candidates.any(dim=-1, keepdim=True)
-        self.register_buffer("blocked", blocked, persistent=False)
+    def _set_groups(self, groups: Sequence[int]) -> None:
+        self.groups = tuple(groups)
+
+        def own() -> Tensor:
+            tasks = torch.arange(self.num_tasks).unsqueeze(1)
+            return torch.tensor(self.groups, dtype=torch.int64) == tasks  # [T, n]
+
+        def candidates() -> Tensor:
+            return torch.stack((~own(), own()), dim=1)  # [T, 2, n]
+
+        def blocked() -> Tensor:
+            # A gate without any candidate gives nothing; its softmax must not see only -inf.
+            return ~candidates() & candidates().any(dim=-1, keepdim=True)
+
+        device = self.weight.device
+        self.register_constant(
+            "group_of", lambda: torch.tensor(self.groups, dtype=torch.int64), device
+        )
+        self.register_constant("candidates", candidates, device)
+        self.register_constant("blocked", blocked, device)
 
     def keep(self, places: Sequence[int]) -> None:
         """Drop all modules but these; in place."""
         index = torch.tensor(places, dtype=torch.int64, device=self.weight.device)
         self.weight = nn.Parameter(self.weight.detach()[:, index], self.weight.requires_grad)
         self.bias = nn.Parameter(self.bias.detach()[:, index], self.bias.requires_grad)
-        self._set_groups(self.group_of[index])
+        self._set_groups([self.groups[place] for place in places])
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, each gate on its own; zero biases."""
-        for task, rows in enumerate(self.candidates):
-            for mask in rows:
-                gate = self.weight.detach()[task, mask]
-                if len(gate):
+        for task in range(self.num_tasks):
+            for own in (False, True):
+                gate = [n for n, group in enumerate(self.groups) if (group == task) == own]
+                if gate:
                     with torch.no_grad():
-                        self.weight[task, mask] = nn.init.xavier_uniform_(gate)
+                        rows = self.weight[task, gate]
+                        self.weight[task, gate] = nn.init.xavier_uniform_(rows)
         nn.init.zeros_(self.bias)
 
     def scores(self, x: Tensor, modules: Tensor) -> Tensor:

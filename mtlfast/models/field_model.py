@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mtlfast.jagged import JaggedSequences
 from mtlfast.models.loss import task_losses, weighted_sum
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import FieldEmbedding, InterestFunction
+from mtlfast.nn.constants import Constants
 
 C = TypeVar("C", bound="FieldModelConfig")
 
@@ -74,7 +76,7 @@ class FieldModelConfig:
         return to_mapping(self)
 
 
-class FieldModel(nn.Module, ABC):
+class FieldModel(Constants, ABC):
     """Embeds the sparse fields; a subclass makes logits of them. Histories are not read.
 
     Args:
@@ -116,8 +118,9 @@ class FieldModel(nn.Module, ABC):
             weights = getattr(config, name)
             if weights is not None and len(weights) != self.num_tasks:
                 raise bad(name, f"{self.num_tasks} weights", len(weights))
-            tensor = None if weights is None else torch.tensor(weights)
-            self.register_buffer(name, tensor, persistent=False)
+            self.register_constant(
+                name, None if weights is None else functools.partial(torch.tensor, weights)
+            )
         self.log_variances = (
             nn.Parameter(torch.zeros(self.num_tasks)) if config.uncertainty_weights else None
         )

@@ -12,6 +12,7 @@ from mtlfast.heads import HeadConfig
 from mtlfast.models.loss import task_losses, weighted_sum
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import FeatureEmbedding
+from mtlfast.nn.constants import Constants
 
 
 class HistoryConfig(Protocol):
@@ -35,7 +36,7 @@ class HistoryConfig(Protocol):
     def uncertainty_weights(self) -> bool: ...
 
 
-class HistoryModel(nn.Module):
+class HistoryModel(Constants):
     """A model of sparse fields and behavior sequences: embedding first, head last.
 
     A subclass builds what is between them, then calls :meth:`build_head`.
@@ -72,8 +73,10 @@ class HistoryModel(nn.Module):
         self.head = head.build(width, self.num_tasks, spec.task_parents)
         if config.prior_bias and len(spec.positive_rates):
             self.head.set_prior(spec.positive_rates)
-        weights = None if config.task_weights is None else torch.tensor(config.task_weights)
-        self.register_buffer("task_weights", weights, persistent=False)
+        weights = config.task_weights
+        self.register_constant(
+            "task_weights", None if weights is None else lambda: torch.tensor(weights)
+        )
         self.log_variances = (
             nn.Parameter(torch.zeros(self.num_tasks)) if config.uncertainty_weights else None
         )

@@ -111,8 +111,8 @@ class SequenceModel(HistoryModel):
         kept = [f for f in range(len(spec.vocab_sizes)) if f not in biases]
         self.bias_tower: nn.Module | None = None
         if biases:
-            self.register_buffer("_kept", torch.tensor(kept), persistent=False)
-            self.register_buffer("_biases", torch.tensor(biases), persistent=False)
+            self.register_constant("_kept", lambda: torch.tensor(kept))
+            self.register_constant("_biases", lambda: torch.tensor(biases))
             widths = [len(biases) * d, *config.bias_units]
             hidden = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(widths)]
             self.bias_tower = nn.Sequential(*chain(*hidden), nn.Linear(widths[-1], 1))

@@ -17,12 +17,22 @@ class Constants(nn.Module):
     what a ``state_dict`` holds to be loaded.
     """
 
-    def register_constant(self, name: str, make: Callable[[], Tensor]) -> None:
-        """A buffer ``name`` on the default device, made by ``make`` on the host."""
+    def register_constant(
+        self, name: str, make: Callable[[], Tensor] | None, device: torch.device | None = None
+    ) -> None:
+        """A buffer ``name``, made by ``make`` on the host; on the default device when None.
+
+        With ``make`` None the module's ``name`` is None.
+        """
+        if make is None:
+            self.register_buffer(name, None, persistent=False)
+            return
         with torch.device("cpu"):
             value = make()
         self.__dict__.setdefault("_constants", {})[name] = value
-        self.register_buffer(name, value.to(torch.empty(0).device), persistent=False)
+        self.register_buffer(
+            name, value.to(torch.empty(0).device if device is None else device), persistent=False
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
