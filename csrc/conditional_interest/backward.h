@@ -1,5 +1,6 @@
-// Gradients by recomputation from the saved encoder state: all behaviors of a range of users, so
-// that every candidate's gradients are summed by one thread in one order.
+// Gradients by recomputation from the saved encoder state: all behaviors of a range of users, or of
+// a part of their candidates, so that every candidate's gradients are summed by one thread in one
+// order.
 #pragma once
 
 #include "attend_backward.h"
@@ -302,19 +303,20 @@ void prefetch_rows(const Problem& p, const BackwardIO& io, int64_t first, int64_
       __builtin_prefetch(io.normalized + r * p.d + c);
       __builtin_prefetch(static_cast<const char*>(p.values.data) +
                          (r * p.values.row_stride + c * p.values.column_stride) * bytes);
-      __builtin_prefetch(static_cast<const char*>(io.grad_values) + (r * p.d + c) * bytes, 1);
+      __builtin_prefetch(
+          static_cast<const char*>(io.grad_values) + (r * p.d + c) * (io.bf16_values ? 2 : 4), 1);
     }
 }
 
 template <int D>
 void backward_range(const Problem& p, const Packed<D>& packed, const float* queries,
-                    int64_t user_begin, int64_t user_end, const BackwardIO& io,
-                    const Gradients& grad, BackwardScratch<D>& a) {
+                    int64_t user_begin, int64_t user_end, int64_t first_position,
+                    int64_t last_position, const BackwardIO& io, const Gradients& grad,
+                    BackwardScratch<D>& a) {
   const Shape s(p);
   const int most = pairs_per_group(p);
   const int most_entries = p.longest > kEntries ? p.longest : kEntries;
-  const int64_t first_position = p.candidate_begin[user_begin];
-  const int64_t candidates = p.candidate_begin[user_end] - first_position;
+  const int64_t candidates = last_position - first_position;
   fill_zero(a.d_item, candidates * D);
   fill_zero(a.d_queries, s.heads * candidates * D);
   GroupScratch& gs = a.group;
@@ -324,12 +326,20 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       const UserBatch batch =
           next_batch(p, behavior, user, user_end, kBackwardTokens<D>, a.segments);
       user = batch.last;
-      const int64_t batch_position = p.candidate_begin[batch.first];
+      const int64_t begin = p.candidate_begin[batch.first], end = p.candidate_begin[batch.last];
+      const int64_t batch_position = begin > first_position ? begin : first_position;
+      const int64_t batch_end = end < last_position ? end : last_position;
+      if (batch_position >= batch_end) {
+        const int64_t bytes = p.d * (io.bf16_values ? 2 : 4);
+        std::memset(static_cast<char*>(io.grad_values) + batch.first_row * bytes, 0,
+                    static_cast<size_t>(batch.rows * bytes));
+        continue;
+      }
       int64_t at_user = batch.first;
-      for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-        const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
-                                   kNeverShared, &at_user, most, most_entries, gs.candidates,
-                                   gs.lengths, gs.pairs, gs.slot_of_pair);
+      for (int64_t position = batch_position; position < batch_end;) {
+        const Group g =
+            next_group(p, behavior, batch, position, batch_end, kNeverShared, &at_user, most,
+                       most_entries, gs.candidates, gs.lengths, gs.pairs, gs.slot_of_pair);
         tail_backward<D>(p, packed, s, behavior, g, io, grad, a,
                          a.d_item + (position - first_position) * D,
                          a.d_head + (position - batch_position) * p.tasks * D);
@@ -374,10 +384,10 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
             rows_to_columns<D>(encoded + static_cast<int64_t>(r) * D, s.width, a.encoded_t + r,
                                a.ld);
           at_user = batch.first;
-          for (int64_t position = batch_position; position < p.candidate_begin[batch.last];) {
-            const Group g = next_group(p, behavior, batch, position, p.candidate_begin[batch.last],
-                                       kNeverShared, &at_user, most, most_entries, gs.candidates,
-                                       gs.lengths, gs.pairs, gs.slot_of_pair);
+          for (int64_t position = batch_position; position < batch_end;) {
+            const Group g =
+                next_group(p, behavior, batch, position, batch_end, kNeverShared, &at_user, most,
+                           most_entries, gs.candidates, gs.lengths, gs.pairs, gs.slot_of_pair);
             if (g.num_pairs > 0) {
               attention_backward<D>(p, packed, s, behavior, t, g,
                                     a.d_head + (position - batch_position) * p.tasks * D, queries,
@@ -403,7 +413,7 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       self_attention_backward<D>(packed, s, a.attention, a.x, a.d_normalized0, rows, a.segments,
                                  batch.num_segments, a.dx, grad.encoder);
       for (int r = 0; r < rows; ++r)
-        store_row(a.dx + static_cast<int64_t>(r) * D, s.width, p.bf16, io.grad_values,
+        store_row(a.dx + static_cast<int64_t>(r) * D, s.width, io.bf16_values, io.grad_values,
                   (batch.first_row + r) * s.d);
     }
   queries_backward<D>(p, packed, s, first_position, candidates, io, grad, a);

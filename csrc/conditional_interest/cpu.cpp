@@ -418,6 +418,7 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
       static_cast<const float*>(rstd.const_data_ptr()),
       static_cast<const float*>(head.const_data_ptr()),
       grad_values.mutable_data_ptr(),
+      p.bf16,
       grad_target.mutable_data_ptr()};
 
   float *packed, *queries;
@@ -430,27 +431,59 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
   const int64_t users_per_range =
       std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + most - 1) / most));
   const int64_t ranges = (p.users + users_per_range - 1) / users_per_range;
-  const int64_t partitions = std::min(most, ranges);
-  int64_t range_candidates = 0;
-  for (int64_t r = 0; r < ranges; ++r)
-    range_candidates =
-        std::max(range_candidates, call.begin[std::min((r + 1) * users_per_range, p.users)] -
-                                       call.begin[r * users_per_range]);
+  // A few users with many candidates: candidates are split as well, each part computes its share
+  // of the users' gradients, and these are added up.
+  constexpr int64_t kCandidatesPerPart = 256, kPieces = 16;
+  int64_t parts = 1;
+  while (2 * parts * ranges <= kPieces && p.busiest >= 2 * parts * kCandidatesPerPart) parts *= 2;
+  const int64_t pieces = ranges * parts, partitions = std::min(most, pieces);
+  struct Piece {
+    int64_t user_begin, user_end, first, last;
+  };
+  auto piece = [&](int64_t i) {
+    const int64_t user = i / parts * users_per_range, part = i % parts;
+    const int64_t user_end = std::min(user + users_per_range, p.users);
+    const int64_t first = call.begin[user], candidates = call.begin[user_end] - first;
+    return Piece{user, user_end, first + candidates * part / parts,
+                 first + candidates * (part + 1) / parts};
+  };
+  int64_t piece_candidates = 0;
+  for (int64_t i = 0; i < pieces; ++i)
+    piece_candidates = std::max(piece_candidates, piece(i).last - piece(i).first);
+  const int64_t part_floats = call.tokens * p.d;
+  const Tensor part_values = torch::stable::new_empty(
+      values, {parts > 1 ? parts : 0, call.tokens, p.d}, ScalarType::Float);
+  auto* part_sum = static_cast<float*>(part_values.mutable_data_ptr());
   const int64_t batch_candidates = std::max<int64_t>(kBatchCandidates, p.busiest);
 
   const Tensor sums =
       torch::stable::new_empty(values, {partitions * layout.total + 64}, ScalarType::Float);
   auto* sum = static_cast<float*>(sums.mutable_data_ptr());
-  for_each_item(partitions, call.kernel.backward_scratch(p, batch_candidates, range_candidates),
+  for_each_item(partitions, call.kernel.backward_scratch(p, batch_candidates, piece_candidates),
                 [&](int64_t partition, float* scratch) {
                   std::memset(sum + partition * layout.total, 0,
                               sizeof(float) * static_cast<size_t>(layout.total));
-                  for (int64_t r = partition; r < ranges; r += partitions)
-                    call.kernel.backward(p, packed, queries, r * users_per_range,
-                                         std::min((r + 1) * users_per_range, p.users),
-                                         batch_candidates, range_candidates, io,
+                  for (int64_t i = partition; i < pieces; i += partitions) {
+                    const Piece of = piece(i);
+                    BackwardIO to = io;
+                    if (parts > 1) {
+                      to.grad_values = part_sum + i % parts * part_floats;
+                      to.bf16_values = false;
+                    }
+                    call.kernel.backward(p, packed, queries, of.user_begin, of.user_end, of.first,
+                                         of.last, batch_candidates, piece_candidates, to,
                                          sum + partition * layout.total, scratch);
+                  }
                 });
+  if (parts > 1) {
+    for_each_range(part_floats, int64_t{1} << 14, [&](int64_t begin, int64_t end) {
+      for (int64_t part = 1; part < parts; ++part) {
+        const float* from = part_sum + part * part_floats;
+        for (int64_t i = begin; i < end; ++i) part_sum[i] += from[i];
+      }
+    });
+    grad_values = torch::stable::to(torch::stable::select(part_values, 0, 0), values.scalar_type());
+  }
 
   const int64_t d = p.d, f = p.ffn, stride = layout.d_stride;
   const float score_scale = 1.0f / std::sqrt(static_cast<float>(d / p.heads));

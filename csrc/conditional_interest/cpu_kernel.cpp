@@ -99,14 +99,14 @@ int64_t backward_scratch(const Problem& p, int64_t batch_candidates, int64_t ran
 }
 
 void backward(const Problem& p, const float* packed, const float* queries, int64_t user_begin,
-              int64_t user_end, int64_t batch_candidates, int64_t range_candidates,
-              const BackwardIO& io, float* gradients, float* memory) {
+              int64_t user_end, int64_t first, int64_t last, int64_t batch_candidates,
+              int64_t range_candidates, const BackwardIO& io, float* gradients, float* memory) {
   with_stride(p, [&](auto stride) {
     constexpr int D = decltype(stride)::value;
     BackwardScratch<D> scratch;
     scratch.layout(memory, p, batch_candidates, range_candidates);
-    backward_range<D>(p, unpacked_view<D>(p, packed), queries, user_begin, user_end, io,
-                      Gradients(gradient_layout<D>(p), gradients), scratch);
+    backward_range<D>(p, unpacked_view<D>(p, packed), queries, user_begin, user_end, first, last,
+                      io, Gradients(gradient_layout<D>(p), gradients), scratch);
   });
 }
 

@@ -70,7 +70,8 @@ struct BackwardIO {
   const float* normalized;
   const float* rstd;
   const float* head;
-  void* grad_values;  // [N, d] contiguous, dtype of the problem
+  void* grad_values;  // [N, d] contiguous
+  bool bf16_values;  // dtype of grad_values: that of the problem, or float32 where parts are summed
   void* grad_target;  // [B, d] contiguous, dtype of the problem
 };
 
@@ -98,10 +99,11 @@ struct Kernel {
   // `batch_candidates`: at least kBatchCandidates and the most that one user serves;
   // `range_candidates`: the most that one range of users serves.
   int64_t (*backward_scratch)(const Problem&, int64_t batch_candidates, int64_t range_candidates);
-  // All behaviors of users [user_begin, user_end); sums into one partition's gradients.
+  // All behaviors of users [user_begin, user_end), for the candidates at positions [first, last) of
+  // candidate_list, all theirs; sums into one partition's gradients.
   void (*backward)(const Problem&, const float* packed, const float* queries, int64_t user_begin,
-                   int64_t user_end, int64_t batch_candidates, int64_t range_candidates,
-                   const BackwardIO&, float* gradients, float* scratch);
+                   int64_t user_end, int64_t first, int64_t last, int64_t batch_candidates,
+                   int64_t range_candidates, const BackwardIO&, float* gradients, float* scratch);
 };
 
 // True when the padded kernels cover these widths.

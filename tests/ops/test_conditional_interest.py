@@ -121,6 +121,14 @@ def test_shared_users(num_users: int, num_candidates: int, d: int) -> None:
     check_tolerance(case)
 
 
+# Candidates of one user in parts, of one that has none, and of one whose sequences are empty.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [[[30], [0]], [[5, 0, 12], [0, 0, 150]]])
+def test_users_with_many_candidates(lengths: list[list[int]], dtype: torch.dtype) -> None:
+    case = make(lengths, d=24, num_tasks=2, num_candidates=1700, dtype=dtype, kinks=False)
+    check_tolerance(case)
+
+
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 500, 2048])
 def test_every_kind_of_length(length: int) -> None:
     check_tolerance(make([[length, 0, 1]], d=16, d_f=16, num_tasks=1, kinks=False))
@@ -461,6 +469,13 @@ def test_same_bits_for_any_number_of_threads_of_wide_models() -> None:
     check_same_bits(make(lengths, d=136, d_f=600, num_tasks=3, num_heads=4))
 
 
+# Users with so many candidates that the backward computes their gradients in parts.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("threads")
+def test_same_bits_for_any_number_of_threads_of_busy_users(dtype: torch.dtype) -> None:
+    check_same_bits(make([[40, 0, 9], [0, 3, 70]], d=16, num_candidates=2000, dtype=dtype))
+
+
 def check_same_bits(case: Case) -> None:
     results = []
     for count in (1, 2, 2, 3, 5, 1):
@@ -480,7 +495,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("num_candidates", [None, 90])
+@pytest.mark.parametrize("num_candidates", [None, 90, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_element_is_written(
     dtype: torch.dtype, num_candidates: int | None, request: pytest.FixtureRequest
