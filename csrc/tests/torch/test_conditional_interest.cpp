@@ -110,7 +110,8 @@ void check_against_portable(const Inputs& in, double tolerance) {
 
 TEST(interest_ragged_shapes) {
   Random r(1);
-  const int64_t widths[][3] = {{8, 8, 1}, {16, 64, 2}, {24, 40, 3}, {32, 128, 2}, {64, 72, 4}};
+  const int64_t widths[][3] = {{8, 8, 1},   {16, 64, 2},  {24, 40, 3}, {32, 128, 2},
+                               {64, 72, 4}, {136, 24, 4}, {256, 64, 8}};
   for (const auto& [d, ffn, heads] : widths) {
     const int64_t tasks = r.integer(1, 6), behaviors = r.integer(1, 5);
     check_against_portable(make(r, r.integer(1, 40), std::nullopt, tasks, behaviors, d, ffn, heads,
@@ -132,6 +133,14 @@ TEST(interest_shared_users) {
   for (const int64_t candidates : {1, 5, 40, 300}) {
     check_against_portable(make(r, 3, candidates, 4, 2, 16, 32, 2, 30, ScalarType::Float), 2e-4);
   }
+}
+
+// The backward splits the candidates of few users, a part may find none of a user's.
+TEST(interest_busy_users) {
+  Random r(8);
+  check_against_portable(make(r, 1, 600, 2, 2, 16, 32, 2, 30, ScalarType::Float), 2e-4);
+  check_against_portable(make(r, 3, 1900, 1, 2, 8, 8, 1, 9, ScalarType::Float), 2e-4);
+  check_against_portable(make(r, 1, 600, 1, 1, 16, 16, 2, 30, ScalarType::BFloat16), 0.004);
 }
 
 TEST(interest_long_sequences) {
