@@ -13,6 +13,6 @@ STEM = "dtrn_training"
 
 
 @pytest.mark.parametrize("case", cases_of(STEM, "training"))
-@pytest.mark.parametrize("backend", ["fused", "batched", "ragged", "reference"])
+@pytest.mark.parametrize("backend", ["fused", "batched", "ragged", "ragged_flat", "reference"])
 def test_step(benchmark: Any, backend: str, case: Case) -> None:
     measure(benchmark, case, "training", backend)

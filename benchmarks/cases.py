@@ -37,7 +37,7 @@ BACKENDS: dict[Stem, tuple[str, ...]] = {
         *("eager_sparse", "bag", "compiled", "reference"),
     ),
     "gated_cross": ("fused", "eager", "modules", "compiled", "reference"),
-    "dtrn_training": ("fused", "batched", "ragged", "reference"),
+    "dtrn_training": ("fused", "batched", "ragged", "ragged_flat", "reference"),
     "dtn_training": ("fused", "plain"),
 }
 MODES: tuple[Mode, ...] = ("forward", "training", "serving")

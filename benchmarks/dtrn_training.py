@@ -49,6 +49,7 @@ def _backend(name: str) -> str | Callable[..., Tensor]:
         "reference": "reference",
         "batched": baselines.batched,
         "ragged": baselines.ragged,
+        "ragged_flat": baselines.ragged_flat,
     }
     return backends[name]
 
@@ -68,7 +69,7 @@ class TrainingWorkload:
         self.batch_seconds = (time.perf_counter() - start) / max(self.sets, 1)
 
     def backends(self, mode: Mode) -> tuple[str, ...]:
-        return (FUSED, "batched", "ragged", "reference")
+        return (FUSED, "batched", "ragged", "ragged_flat", "reference")
 
     def unavailable(self, backend: str, mode: Mode) -> str:
         if backend != FUSED:

@@ -38,8 +38,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 constexpr int64_t kGrainBlocks = 4;
 constexpr int64_t kGrainParts = 8;
-constexpr int64_t kNearCache = 512 << 10;       // of a codebook that needs no prefetching
-constexpr int64_t kStreamedBytes = 16ll << 20;  // of a gradient that would sweep the caches
+constexpr int64_t kNearCache = 512 << 10;  // of a codebook that needs no prefetching
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::runtime_error("mtlfast: " + message);
@@ -425,9 +424,14 @@ class CodebookGradient {
             element.place[k] = static_cast<int32_t>(slot * l.columns() + s * l.width);
           }
           elements_.push_back(element);
+          if (l.codeword_weights != nullptr)
+            factor_places_.push_back(p * l.columns() + s * l.width);
         }
     elements_.resize(size_t{1} << reduction.element_bits, Element{});
     reduction.elements = elements_.data();
+    if (l.codeword_weights == nullptr) return;
+    factor_places_.resize(elements_.size(), 0);
+    reduction.factor_places = factor_places_.data();
   }
 
   void want_dots() {
@@ -474,6 +478,7 @@ class CodebookGradient {
 
   SortedEntries sorted_;
   std::vector<Element> elements_;
+  std::vector<int64_t> factor_places_;
   float* pair_weights_ = nullptr;               // the gradient, where it is made from the entries
   std::unique_ptr<float[]> dots_, other_dots_;  // of parts with a table, and of the others
 };

@@ -373,6 +373,31 @@ MTLFAST_INLINE void add_to(const Columns<NV>& columns, float* p, const Buffer<NV
   });
 }
 
+// Stores a whole, aligned vector past the caches where the instruction set can.
+MTLFAST_INLINE void store_past_caches(float* to, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, v);
+#else
+  store(to, v);
+#endif
+}
+
+// Streamed stores become visible to other threads.
+void finish_streams() {
+#if defined(__AVX2__) || defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+// Whether a row for every codeword used, `to` [B, P, m * width], is to be written past the caches.
+template <int NV>
+bool streams(const Lookup& l, const float* to) {
+  const int64_t floats = l.hashing.batch * l.hashing.num_crosses * l.columns();
+  return NV > 0 && floats * 4 >= kStreamedBytes && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+}
+
 // ---- forward ----
 
 template <int NV, Kind kKind, bool kPerMember, bool kWeighted>
@@ -425,18 +450,18 @@ void forward_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Wa
 }
 
 // Without pooling.
-template <Kind kKind>
+template <int NV, Kind kKind>
 void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all,
-                             float* out) {
+                             float* out, bool stream) {
   const Hashing& h = l.hashing;
-  const Columns<0> columns(l.width);
+  const Columns<NV> columns(l.width);
   const int64_t total = l.columns();
   out += sample * h.num_crosses * total;
   const float* weights = l.pair_weights + sample * l.pair_stride;
   const float* factors = l.codeword_weights;
   if (factors != nullptr) factors += sample * h.num_crosses * total;
   for (int64_t s = 0; s < h.num_hashes; ++s) {
-    const Rows<0, kKind> rows(l, indices, s);
+    const Rows<NV, kKind> rows(l, indices, s);
     for (int64_t p = 0; p < h.num_crosses; ++p) {
       const char* const row = rows(p);
       const int64_t start = p * total + s * l.width;
@@ -444,7 +469,11 @@ void forward_sample_unpooled(const Lookup& l, int64_t sample, const uint32_t* in
       columns.each([&](int64_t v, auto part) {
         Vec x = load_kind(row, v * kLanes, kKind, part);
         if (factors != nullptr) x *= load_part(factors + start + v * kLanes, part);
-        store_part(out + start + v * kLanes, x * weight, part);
+        float* const to = out + start + v * kLanes;
+        if (NV > 0 && stream)
+          store_past_caches(to, x * weight);
+        else
+          store_part(to, x * weight, part);
       });
       all.used(1);
     }
@@ -455,9 +484,10 @@ template <int NV, Kind kKind>
 void forward_blocks(const Lookup& l, int64_t begin, int64_t end, float* out, char* scratch) {
   float* const sums = reinterpret_cast<float*>(scratch);
   char* const rest = scratch + 3 * 4 * round_up_floats(l.width);
+  const bool stream = !l.pool && streams<NV>(l, out);
   each_sample(l, begin, end, rest, [&](int64_t sample, const uint32_t* indices, Walk& all) {
     if (!l.pool)
-      forward_sample_unpooled<kKind>(l, sample, indices, all, out);
+      forward_sample_unpooled<NV, kKind>(l, sample, indices, all, out, stream);
     else if (l.codeword_weights != nullptr && l.per_member)
       forward_sample<NV, kKind, true, true>(l, sample, indices, all, out, sums);
     else if (l.codeword_weights != nullptr)
@@ -467,6 +497,7 @@ void forward_blocks(const Lookup& l, int64_t begin, int64_t end, float* out, cha
     else
       forward_sample<NV, kKind, false, false>(l, sample, indices, all, out, sums);
   });
+  if (stream) finish_streams();
 }
 
 // NV of the kernel for such rows. Whole vectors lie one behind the other.
@@ -520,7 +551,8 @@ int fixed_vectors(int64_t width, bool contiguous = true) {
 // to a cross, pooled, no weights of codewords.
 template <int NV, Kind kKind, bool kPerMember, bool kPlain>
 void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* indices, Walk& all,
-                             const float* grad, float* d_pair, float* d_codeword, float* sums) {
+                             const float* grad, float* d_pair, float* d_codeword, bool stream,
+                             float* sums) {
   const Hashing& h = l.hashing;
   const Columns<NV> columns(l.width);
   const int64_t total = l.columns(), order = kPlain ? 2 : h.order;
@@ -563,7 +595,11 @@ void weight_gradients_sample(const Lookup& l, int64_t sample, const uint32_t* in
           if constexpr (!kPerMember) dot[0] += zero_outside(x * joint, part);
           if (d_codeword != nullptr) {
             const Vec scaled = kPerMember ? joint : joint * broadcast(weight[0]);
-            store_part(d_codeword + start + at, codeword * scaled, part);
+            float* const to = d_codeword + start + at;
+            if (NV > 0 && stream)
+              store_past_caches(to, codeword * scaled);
+            else
+              store_part(to, codeword * scaled, part);
           }
         });
         for (int64_t k = 0; k < count; ++k) {
@@ -598,13 +634,15 @@ void weight_gradients(const Lookup& l, const float* grad, int64_t begin, int64_t
   float* const sums = reinterpret_cast<float*>(scratch);
   std::memset(sums, 0, sizeof(float) * static_cast<size_t>(num_sums * kLanes));
   char* const rest = scratch + num_sums * kLanes * 4;
+  const bool stream = d_codeword != nullptr && streams<NV>(l, d_codeword);
   each_sample(l, begin, end, rest, [&](int64_t sample, const uint32_t* indices, Walk& all) {
     const bool plain = l.members() == 2 && l.codeword_weights == nullptr && d_codeword == nullptr;
     const auto kernel = l.per_member ? weight_gradients_sample<NV, kKind, true, false>
                         : plain      ? weight_gradients_sample<NV, kKind, false, true>
                                      : weight_gradients_sample<NV, kKind, false, false>;
-    kernel(l, sample, indices, all, grad, d_pair, d_codeword, sums);
+    kernel(l, sample, indices, all, grad, d_pair, d_codeword, stream, sums);
   });
+  if (stream) finish_streams();
 }
 
 // ---- the codebook's gradient ----
@@ -692,11 +730,11 @@ class Terms {
         pair_weights_(r.lookup.pair_weights),
         codeword_weights_(r.lookup.codeword_weights),
         elements_(r.elements),
+        factor_places_(r.factor_places),
         sample_stride_(r.lookup.slots() * r.lookup.columns()),
+        factor_stride_(r.lookup.hashing.num_crosses * r.lookup.columns()),
         pair_stride_(r.lookup.pair_stride),
-        num_crosses_(r.lookup.hashing.num_crosses),
         width_(r.lookup.width),
-        total_(r.lookup.columns()),
         element_bits_(r.element_bits),
         mask_(static_cast<uint32_t>((uint64_t{1} << r.element_bits) - 1)) {
     for (int64_t i = 0; i < kEntriesAhead; ++i) read(i);
@@ -751,9 +789,8 @@ class Terms {
       prefetch_row<NV, true>(place.codeword, width_ * bytes_of(kind_));
     }
     if constexpr (kWeighted) {
-      const int64_t s = (static_cast<int64_t>(entry & mask_) - element.cross) / num_crosses_;
-      place.factor =
-          codeword_weights_ + (sample * num_crosses_ + element.cross) * total_ + s * width_;
+      place.factor = codeword_weights_ + sample * factor_stride_ + factor_places_[entry & mask_];
+      prefetch_floats<NV>(place.factor, width_);
     }
   }
 
@@ -764,7 +801,8 @@ class Terms {
   const int64_t row_bytes_;
   const float *const grad_, *const pair_weights_, *const codeword_weights_;
   const Element* const elements_;
-  const int64_t sample_stride_, pair_stride_, num_crosses_, width_, total_;
+  const int64_t* const factor_places_;
+  const int64_t sample_stride_, factor_stride_, pair_stride_, width_;
   const int element_bits_;
   const uint32_t mask_;
   Place places_[kEntriesAhead];
@@ -910,19 +948,11 @@ template <int NV, class Value>
 MTLFAST_INLINE void write_gradient(const Columns<NV>& columns, const Reduction& r, int64_t row,
                                    Value value) {
   char* const to = static_cast<char*>(r.out) + row * r.out_stride * bytes_of(r.out_kind);
-#if defined(__AVX512F__) || defined(__AVX2__)
   if (NV > 0 && r.stream) {
-    columns.each([&](int64_t v, auto) {
-      float* const at = reinterpret_cast<float*>(to) + v * kLanes;
-#if defined(__AVX512F__)
-      _mm512_stream_ps(at, value(v));
-#else
-      _mm256_stream_ps(at, value(v));
-#endif
-    });
+    float* const at = reinterpret_cast<float*>(to);
+    columns.each([&](int64_t v, auto) { store_past_caches(at + v * kLanes, value(v)); });
     return;
   }
-#endif
   columns.each(
       [&](int64_t v, auto part) { store_kind(to, v * kLanes, r.out_kind, value(v), part); });
 }
@@ -1061,13 +1091,12 @@ void write_table(const Reduction& r, const Part& part, const Sums& sums) {
 
 template <int NV, int kMembers, bool kPerMember, bool kWeighted, bool kDots = false>
 void reduce_part(const Reduction& r, const Part& part, const Sums& sums) {
-  constexpr int kRow = kWeighted ? 0 : NV;
   if (part.table_rows == 0) {
     finish_part<NV>(r, part, sums,
-                    sum_rows<kRow, kMembers, kPerMember, kWeighted, kDots>(r, part, sums));
+                    sum_rows<NV, kMembers, kPerMember, kWeighted, kDots>(r, part, sums));
     return;
   }
-  sum_by_table<kRow, kMembers, kPerMember, kWeighted, kDots>(r, part, sums);
+  sum_by_table<NV, kMembers, kPerMember, kWeighted, kDots>(r, part, sums);
   if (r.finish == Finish::dense)
     write_table<NV>(r, part, sums);
   else
@@ -1098,13 +1127,6 @@ void reduce(const Reduction& r, const Part& part, float* scratch) {
     reduce_with<NV, 3, true>(r, part, sums);
   else
     reduce_with<NV, 3, false>(r, part, sums);
-}
-
-// Streamed stores become visible to other threads.
-void finish_streams() {
-#if defined(__AVX2__) || defined(__AVX512F__)
-  _mm_sfence();
-#endif
 }
 
 }  // namespace

@@ -57,6 +57,9 @@ inline int64_t round_up_floats(int64_t n) {
   return (n + kFloats - 1) / kFloats * kFloats;
 }
 
+// Larger results would sweep the caches.
+constexpr int64_t kStreamedBytes = 16ll << 20;
+
 // Bytes of scratch, 64-byte aligned.
 inline int64_t hash_scratch(const Hashing& h) {
   const int64_t texts = h.siphash ? 48 * h.num_fields : 0;
@@ -107,7 +110,9 @@ struct Reduction {
   Lookup lookup;
   const float* grad = nullptr;        // [B, slots, m * width], contiguous
   const Element* elements = nullptr;  // [2^element_bits]
-  int element_bits = 0;               // an entry is sample << element_bits | element
+  // Of every element, in the codeword weights of a sample; null without such weights.
+  const int64_t* factor_places = nullptr;  // [2^element_bits]
+  int element_bits = 0;                    // an entry is sample << element_bits | element
   Finish finish = Finish::dense;
   void* out = nullptr;
   Kind out_kind = Kind::float32;

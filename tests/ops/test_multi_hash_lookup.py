@@ -171,7 +171,14 @@ def test_fuzz_on_every_instruction_set(seed: int, isa: str) -> None:
 @pytest.mark.parametrize("pair_weights", ["shared", "member"])
 def test_widths_with_kernels_of_their_own(width: int, pair_weights: str, isa: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        check_tolerance(make(40, 6, 70, width, pair_weights=pair_weights, dtype=dtype))
+        for weighted in (False, True):
+            case = make(
+                40, 6, 70, width, pair_weights=pair_weights, codeword_weights=weighted, dtype=dtype
+            )
+            check_tolerance(case)
+            if pair_weights == "shared":
+                case.options["pool"] = False
+                check_tolerance(case)
 
 
 def test_many_codewords_per_sample() -> None:
@@ -339,6 +346,22 @@ def test_every_element_is_written(options: dict[str, Any]) -> None:
     assert bool(torch.isfinite(out).all())
     for gradient in gradients.values():
         assert bool(torch.isfinite(gradient.to_dense()).all())
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_results_that_are_written_past_the_caches(pool: bool, isa: str) -> None:
+    """One row per codeword used, 17 MB of them; parts of the batch are small enough for caches."""
+    sizes = (2050, 17, 3000, 16)
+    case = make(*sizes, num_hashes=1, pair_weights="shared", codeword_weights=True, pool=pool)
+    out = fused(case)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    found = case.gradients(out, upstream)["codeword_weights"]
+    for first in range(0, 2050, 500):
+        part = case.samples(slice(first, first + 500))
+        expected = fused(part)
+        assert torch.equal(out[first : first + 500], expected)
+        gradients = part.gradients(expected, upstream[first : first + 500])
+        assert torch.equal(found[first : first + 500], gradients["codeword_weights"])
 
 
 @pytest.mark.parametrize("name", ["pair_weights", "codeword_weights", "upstream"])

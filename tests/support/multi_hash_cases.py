@@ -74,6 +74,14 @@ class Case:
         leaves = {n: t.detach().to(dtype).requires_grad_() for n, t in self.tensors.items()}
         return replace(self, tensors=leaves)
 
+    def samples(self, rows: slice) -> Case:
+        """The same codebook, and some samples of the batch."""
+        leaves = {
+            n: t if n == "codebook" else t.detach()[rows].requires_grad_()
+            for n, t in self.tensors.items()
+        }
+        return replace(self, ids=self.ids[rows], tensors=leaves)
+
     def gradients(self, out: Tensor, upstream: Tensor, **options: Any) -> dict[str, Tensor]:
         found = torch.autograd.grad(out, list(self.tensors.values()), upstream, **options)
         return dict(zip(self.tensors, found, strict=True))

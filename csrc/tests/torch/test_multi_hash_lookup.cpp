@@ -141,6 +141,20 @@ TEST(multi_hash_large_codebook) {
   }
 }
 
+// A row for every codeword used, written past the caches.
+TEST(multi_hash_large_results) {
+  Random r(25);
+  for (const bool pool : {true, false}) {
+    Options o;
+    o.batch = 1700;
+    o.width = 64;
+    o.num_hashes = 4;
+    o.pool = pool;
+    o.weighted = true;
+    check(r, o);
+  }
+}
+
 TEST(multi_hash_wrong_data_are_refused) {
   Random r(23);
   const Options o;
