@@ -19,10 +19,13 @@ Options = Mapping[str, list[int]]  # launch -> the fields of its options
 
 def path() -> Path:
     """``tuned.json`` in ``$MTLFAST_CACHE``, or in ``mtlfast`` in the user's cache folder."""
-    chosen = os.environ.get("MTLFAST_CACHE")
+    return _path(*(os.environ.get(name) for name in ("MTLFAST_CACHE", "XDG_CACHE_HOME", "HOME")))
+
+
+@cache  # every launch asks, and paths are slow to put together
+def _path(chosen: str | None, base: str | None, home: str | None) -> Path:
     if chosen:
         return Path(chosen).expanduser() / "tuned.json"
-    base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "mtlfast" / "tuned.json"
 
 

@@ -26,6 +26,20 @@ _SEGMENT_BLOCK, _PACK_BLOCK = 128, 1024
 Run = Callable[..., None]  # kernel, grid, its arguments
 
 
+# A forward is a tenth of a millisecond of work on a GPU: what depends on nothing but sizes is not
+# worked out for every launch.
+@cache
+def _config(
+    layout: Layout, dtype: str, capability: int, launches: tuple[tuple[str, Launch], ...]
+) -> Config:
+    return config(layout, dtype, capability, dict(launches))
+
+
+@cache
+def _sizes(layout: Layout) -> dict[str, int]:
+    return {**layout.constants(), "DF": layout.d_f, "HD": layout.head_columns}
+
+
 def launch_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     kernel[grid](*arguments, **constants)
 
@@ -59,10 +73,14 @@ class Problem:
         self.dtype = values.dtype
         if launches is None:
             launches = tuned_launches(self.layout, values)
-        self.config: Config = config(self.layout, _name(values.dtype), capability, launches)
+        self.config = _config(self.layout, _name(values.dtype), capability, tuple(launches.items()))
         self.query_scale = 1.0 / math.sqrt(values.shape[1] // num_heads)
-        self.precision = _precision(values)
         self.shared = user_index is not None
+        self._constants = {
+            **_sizes(self.layout),
+            "PRECISION": _precision(values),
+            "SHARED": self.shared,
+        }
         # Kernels that do not read them still want pointers.
         self.order = self.users = self.candidate_begin = self.offsets
         if user_index is not None:
@@ -82,13 +100,7 @@ class Problem:
         return self.new(*shape, dtype=torch.float32)
 
     def constants(self, *names: str, **others: Any) -> dict[str, Any]:
-        known = {
-            **self.layout.constants(),
-            "DF": self.layout.d_f,
-            "HD": self.layout.head_columns,
-            "PRECISION": self.precision,
-            "SHARED": self.shared,
-        }
+        known = self._constants
         return {name: known[name] for name in names} | others
 
     @property
@@ -201,8 +213,10 @@ def options(launch: Launch) -> dict[str, int]:
 
 def _precision(values: Tensor) -> str:
     """float32 products are exact unless torch was asked for TF32."""
-    tf32 = values.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if tf32 and values.dtype == torch.float32 else "ieee"
+    if not values.is_cuda or values.dtype != torch.float32:
+        return "ieee"
+    # Follows torch's older settings too, while `allow_tf32` raises once this one was used.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @cache

@@ -6,7 +6,10 @@ Interpreted, a tile takes milliseconds, so cases are small there; a GPU runs fuz
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import gpu
 import interest_cases
@@ -290,6 +293,47 @@ def test_the_full_check_finds_wrong_data() -> None:
             fused(case)
     finally:
         mtlfast.checks(False)
+
+
+# ---- what the host does before a launch ----
+
+
+def test_other_lengths_cost_the_host_no_new_work() -> None:
+    """At these sizes a GPU is done before the host has worked out the options of a launch."""
+    from mtlfast.kernels.conditional_interest import problem
+
+    fused(make([[2, 1]]))
+    before = [f.cache_info() for f in (problem._config, problem._sizes)]
+    fused(make([[1, 0, 3]]))
+    after = [f.cache_info() for f in (problem._config, problem._sizes)]
+    assert [info.misses for info in after] == [info.misses for info in before]
+    assert all(a.hits > b.hits for a, b in zip(after, before, strict=True))
+
+
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    """What torch does with float32 products, left as it was."""
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("matmul_precision")
+def test_products_follow_torch_s_precision_however_it_was_set() -> None:
+    from mtlfast.kernels.conditional_interest.problem import _precision
+
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    half: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert _precision(on_gpu) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert (_precision(on_gpu), _precision(half)) == ("tf32", "ieee")
+    torch.set_float32_matmul_precision("highest")
+    assert _precision(on_gpu) == "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert _precision(on_gpu) == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert (_precision(on_gpu), _precision(half)) == ("tf32", "ieee")
 
 
 # ---- choice of backend ----
