@@ -35,18 +35,21 @@ class Layout(NamedTuple):
     of_field: Tensor  # [F, F-1], the pairs of every field
 
 
-def layout(num_fields: int, dtype: torch.dtype = torch.float32) -> Layout:
-    pairs = torch.tensor(list(itertools.combinations(range(num_fields), 2)))
+def layout(
+    num_fields: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Layout:
+    pairs = torch.tensor(list(itertools.combinations(range(num_fields), 2)), device=device)
     first, second = pairs.t().contiguous()
-    incidence = (pairs.t()[:, None] == torch.arange(num_fields)[:, None]).any(0)
+    field = torch.arange(num_fields, device=device)
+    incidence = (pairs.t()[:, None] == field[:, None]).any(0)
     of_field = incidence.nonzero()[:, 1].view(num_fields, num_fields - 1)
     return Layout(first, second, incidence.to(dtype), of_field)
 
 
 def indices(ids: Tensor, layout: Layout, num_codewords: int, num_hashes: int) -> Tensor:
     """``[B, P, m]``."""
-    keys = _mix64(ids + torch.arange(1, ids.shape[1] + 1) * _GOLD)
-    seeds = _mix64(torch.arange(1, num_hashes + 1) * _GOLD)
+    keys = _mix64(ids + torch.arange(1, ids.shape[1] + 1, device=ids.device) * _GOLD)
+    seeds = _mix64(torch.arange(1, num_hashes + 1, device=ids.device) * _GOLD)
     of_first = _mix64(keys[:, :, None] ^ seeds)
     hashed = _mix64(of_first[:, layout.first] ^ keys[:, layout.second, None])
     return _shift(_shift(hashed, 32) * num_codewords, 32)

@@ -101,7 +101,7 @@ class MultiHash:
 
     def _plain(self, function: Callable[..., Tensor]) -> Variant:
         options = {
-            "layout": baselines.layout(self.case.num_fields, self.codebook.dtype),
+            "layout": baselines.layout(self.case.num_fields, self.codebook.dtype, self.device),
             "num_hashes": self.case.num_hashes,
             "sparse": self.case.gradient == "sparse",
         }

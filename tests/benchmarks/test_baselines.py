@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.baselines import conditional_interest as baselines
-from benchmarks.baselines import conditional_layer_norm, gated_cross
+from benchmarks.baselines import conditional_layer_norm, gated_cross, multi_hash_lookup
 from benchmarks.cases import Case, serving_case, training_case
 from benchmarks.inputs import EPS, InterestInputs, interest_inputs
 from mtlfast import reference
@@ -103,3 +104,26 @@ def test_layer_norm() -> None:
     centered = u - u.mean(-1, keepdim=True)
     expected = scale * centered / (u.var(-1, unbiased=False, keepdim=True) + EPS).sqrt() + shift
     torch.testing.assert_close(found, expected)
+
+
+FACTORIES = (torch.arange, torch.empty, torch.full, torch.ones, torch.tensor, torch.zeros)
+
+
+class _NamingTheDevice(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function not in FACTORIES or "device" in (kwargs or {}), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["own histories", "several candidates"])
+def test_what_a_gpu_times_names_the_device_of_its_tensors(name: str) -> None:
+    """It runs outside torch.device(), which makes every call of torch slower."""
+    inputs, ids = interest_inputs(CASES[name]), torch.zeros(3, 4, dtype=torch.int64)
+    codebook, weights = torch.randn(9, 5), torch.randn(3, 6)
+    with _NamingTheDevice():
+        for function in (baselines.batched, baselines.ragged):
+            _results(function, inputs)
+        layout = multi_hash_lookup.layout(4)
+        for function in (multi_hash_lookup.eager, multi_hash_lookup.bag):
+            function(ids, codebook, weights, layout=layout, num_hashes=2)
+        conditional_layer_norm.eager(codebook, codebook[0], codebook[1])

@@ -44,7 +44,7 @@ def batched(
     for b, (x, length) in enumerate(zip(blocks, lengths, strict=True)):
         width = x.shape[1]
         # A key that is not there still has to be one, or the softmax of an empty sequence is NaN.
-        valid = torch.arange(width) < length.clamp(min=1)[:, None]
+        valid = torch.arange(width, device=x.device) < length.clamp(min=1)[:, None]
 
         q, k, v = F.linear(x, encoder_qkv).view(num_users, width, 3, num_heads, -1).unbind(2)
         mixed = F.scaled_dot_product_attention(

@@ -70,9 +70,10 @@ def slots(user_index: Tensor | None, num_users: int) -> Slots:
     counts = torch.bincount(user_index, minlength=num_users)
     width = max(int(counts.max()) if counts.numel() else 0, 1)
     starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(user_index)) - starts[user_index[order]]
+    place = torch.arange(len(user_index), device=user_index.device)
+    rank = place - starts[user_index[order]]
     slot = torch.empty_like(user_index)
     slot[order] = user_index[order] * width + rank
-    candidate = torch.zeros(num_users * width, dtype=torch.long)
-    candidate[slot] = torch.arange(len(user_index))
+    candidate = user_index.new_zeros(num_users * width)
+    candidate[slot] = place
     return Slots(candidate, slot, width)

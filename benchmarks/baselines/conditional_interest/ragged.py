@@ -173,7 +173,7 @@ def block(
 def _token_order(start: Tensor, length: Tensor, num_tokens: int) -> Tensor:
     """Rows of the tokens of the segments that start at ``start``, one segment after the other."""
     first = length.cumsum(0) - length
-    return torch.arange(num_tokens) + (start - first).repeat_interleave(
+    return torch.arange(num_tokens, device=length.device) + (start - first).repeat_interleave(
         length, output_size=num_tokens
     )
 
