@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,10 @@ from .graphs import BACKENDS, interest, synchronize
 from .multi_hash import MultiHash
 from .timing import clock_of
 from .variants import Failed, Variant, graphed
+from .worker import Lost, Worker
 
 _CACHE_BYTES = 128 << 20  # more than the second-level cache of any of these devices
+_MOST_SECONDS = 75.0  # of one case, compilation included
 _WHOLE = 1 << 28  # blocks of the ragged baseline: one per length, for launches cost most on a GPU
 
 
@@ -71,26 +72,44 @@ def run(
 ) -> tuple[dict[str, Any], list[str]]:
     """Rows of all cases that fit into the time; failures are cases with a wrong fused result.
 
+    A case that ends its process, or never ends, costs its own rows and no others.
+
     Args:
         keep: takes what is known so far, after every case.
     """
     deadline = time.monotonic() + 0.85 * seconds
-    found: dict[str, Any] = {"ceilings": ceilings.measure(device), "rows": [], "not_run": []}
+    worker = Worker(device)
+    try:
+        return _run_all(worker, device, deadline, keep)
+    finally:
+        worker.stop()
+
+
+def _run_all(
+    worker: Worker,
+    device: str,
+    deadline: float,
+    keep: Callable[[dict[str, Any], list[str]], None],
+) -> tuple[dict[str, Any], list[str]]:
+    left = deadline - time.monotonic()
+    limits = worker.ask(ceilings.measure, device, seconds=left)
+    found: dict[str, Any] = {"ceilings": limits, "rows": [], "not_run": []}
     failures: list[str] = []
     print(f"ceilings: {found['ceilings']}", flush=True)
-    torch.set_float32_matmul_precision("highest")
-    for plan in plans(device):
+    for number, plan in enumerate(plans(device)):
         name = f"{plan.case.name} {plan.mode}"
         left = deadline - time.monotonic()
         if left < (25 if plan.compiled else 6) and device == "cuda":
             found["not_run"].append(f"{name}: no time left")
             continue
+        share = min(6.0, left / 3) if device == "cuda" else 0.5
+        most = min(_MOST_SECONDS, left) if device == "cuda" else 600.0
         try:
-            share = min(6.0, left / 3) if device == "cuda" else 0.5
-            rows = _measure(plan, device, share, found["ceilings"])
-        except Exception as error:
-            traceback.print_exc()
-            failures.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+            rows = worker.ask(_measure_plan, number, device, share, limits, seconds=most)
+        except (Lost, RuntimeError) as error:
+            failures.append(f"{name}: {error}")
+            print(f"failed: {failures[-1]}", flush=True)
+            keep(found, failures)
             continue
         found["rows"] += rows
         fused = [row for row in rows if row["backend"].startswith(BACKENDS)]
@@ -99,8 +118,6 @@ def run(
             found["not_run"].append(f"{name}: no GPU kernel runs it")
         print(table({**found, "rows": rows, "not_run": []}), flush=True)
         keep(found, failures)
-        if device == "cuda":
-            torch.cuda.empty_cache()
     return found, failures
 
 
@@ -127,40 +144,52 @@ def table(found: dict[str, Any]) -> str:
 
 
 def work_of(plan: Plan, device: str) -> Any:
-    if plan.case.stem == "multi_hash_lookup":
-        return MultiHash(plan.case, plan.mode, device, compiled=plan.compiled)
-    return (_LayerNorm if plan.case.stem == "conditional_layer_norm" else _Interest)(plan, device)
+    with torch.device(device):
+        if plan.case.stem == "multi_hash_lookup":
+            return MultiHash(plan.case, plan.mode, device, compiled=plan.compiled)
+        norm = plan.case.stem == "conditional_layer_norm"
+        return (_LayerNorm if norm else _Interest)(plan, device)
+
+
+def _measure_plan(
+    number: int, device: str, seconds: float, limits: dict[str, Any]
+) -> list[dict[str, Any]]:
+    torch.set_float32_matmul_precision("highest")
+    rows = _measure(plans(device)[number], device, seconds, limits)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return rows
 
 
 def _measure(plan: Plan, device: str, seconds: float, limits: dict[str, Any]) -> list[Any]:
-    with torch.device(device):
-        work = work_of(plan, device)
-        variants: dict[str, Variant] = {}
-        rows = {}
-        for name, make in work.variants().items():
-            row = {"case": plan.case.name, "mode": plan.mode, "backend": name}
-            row |= {"dtype": plan.case.dtype, "status": "ok"}
-            try:
-                variant = make()
-                result = variant(0)
-                synchronize(device)
-                factor = FUSED_FACTOR[plan.mode] if name.startswith(BACKENDS) else BASELINE_FACTOR
+    # Nothing that is timed runs inside torch.device(), which costs every call of torch some
+    # microseconds: half as much again as a whole fused forward takes on the host.
+    work = work_of(plan, device)
+    variants: dict[str, Variant] = {}
+    rows = {}
+    for name, make in work.variants().items():
+        row = {"case": plan.case.name, "mode": plan.mode, "backend": name}
+        row |= {"dtype": plan.case.dtype, "status": "ok"}
+        try:
+            variant = make()
+            result = variant(0)
+            synchronize(device)
+            factor = FUSED_FACTOR[plan.mode] if name.startswith(BACKENDS) else BASELINE_FACTOR
+            with torch.device(device):
                 verdict = judge(work.named(result), *work.expected(), factor)
-                row |= {"error": verdict.error, "max_error": verdict.max_error}
-                row["peak_bytes"] = _peak_bytes(variant, device)
-            except Failed as reason:
-                row["status"] = f"not run: {reason}"
-            except Exception as error:
-                row["status"] = f"failed: {type(error).__name__}: {str(error)[:160]}"
-            else:
-                row["status"] = f"wrong: {verdict.failure[:160]}" if verdict.failure else "ok"
-            if row["status"] == "ok":
-                variants[name] = variant
-            if not (name.startswith(BACKENDS) and row["status"].startswith("not run")):
-                rows[name] = row
-        timed = interleave(
-            variants, sets=work.sets, seconds=seconds, clock=clock_of(device)
-        ).timings
+            row |= {"error": verdict.error, "max_error": verdict.max_error}
+            row["peak_bytes"] = _peak_bytes(variant, device)
+        except Failed as reason:
+            row["status"] = f"not run: {reason}"
+        except Exception as error:
+            row["status"] = f"failed: {type(error).__name__}: {str(error)[:160]}"
+        else:
+            row["status"] = f"wrong: {verdict.failure[:160]}" if verdict.failure else "ok"
+        if row["status"] == "ok":
+            variants[name] = variant
+        if not (name.startswith(BACKENDS) and row["status"].startswith("not run")):
+            rows[name] = row
+    timed = interleave(variants, sets=work.sets, seconds=seconds, clock=clock_of(device)).timings
     needed = work.work
     for name, timing in timed.items():
         spent = timing.median

@@ -85,11 +85,10 @@ def _run(arguments: tuple[str, _Job]) -> tuple[str, float, str]:
         if kind == "op":
             run_once(OPS[number], device, "triton", which)
         else:
-            with torch.device(device):
-                variants = work_of(plan, device).variants()
-                if which in variants:
-                    variants[which]()(0)
-                    synchronize(device)
+            variants = work_of(plan, device).variants()
+            if which in variants:
+                variants[which]()(0)
+                synchronize(device)
     except Failed:
         pass
     except Exception as problem:

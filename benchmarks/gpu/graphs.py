@@ -191,16 +191,20 @@ def captured(op: Op, device: str, backend: str) -> str:
 
 def capture(step: Callable[[], Any]) -> tuple[Any, Any]:
     """A CUDA graph of ``step``, and the tensors it writes."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(2):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
+    try:
+        with torch.cuda.graph(graph):
+            results = step()
+    finally:
+        # Where a capture fails, torch leaves the stream current that it captured.
+        torch.cuda.set_stream(current)
     return graph, results
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import __main__ as command  # noqa: E402 (found through the path above)
-from benchmarks.gpu import deadline, entries, steps  # noqa: E402 (the same)
+from benchmarks.gpu import deadline, entries, graphs, steps  # noqa: E402 (the same)
 from benchmarks.gpu.benchmark import plans, table  # noqa: E402 (the same)
+from benchmarks.gpu.worker import Lost, Worker  # noqa: E402 (the same)
 
 # As on a machine that has nothing but what the check needs: these packages are not there.
 BARE = """
@@ -144,6 +148,61 @@ def test_a_sanitizer_that_cannot_look_into_the_device_is_no_failure() -> None:
     other = ("sh", "-c", "echo 'ERROR SUMMARY: 1 error'; exit 9")
     outcome = steps.run_step(steps.Step("one", 9, "", "small", other), [], 9, interpret=False)
     assert outcome.status == "failed"
+
+
+def test_sanitizers_look_at_kernels_only() -> None:
+    """torch's questions to a driver, answered with an error, would end the step with one."""
+    found = [step.prefix for step in steps.STEPS if step.prefix]
+    assert len(found) == 2
+    for prefix in found:
+        assert prefix[prefix.index("--report-api-errors") + 1] == "no"
+
+
+def test_one_case_may_take_its_process_along() -> None:
+    worker = Worker("cpu")
+    try:
+        assert worker.ask(abs, -3, seconds=60) == 3
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            worker.ask(divmod, 1, 0, seconds=60)
+        own = worker.ask(os.getpid, seconds=60)
+        assert own != os.getpid()
+        with pytest.raises(Lost, match="ended with status 7"):
+            worker.ask(os._exit, 7, seconds=60)
+        assert worker.ask(os.getpid, seconds=60) != own
+        with pytest.raises(Lost, match="no answer after 0 s"):
+            worker.ask(time.sleep, 60, seconds=0.2)
+        assert worker.ask(abs, -4, seconds=60) == 4
+    finally:
+        worker.stop()
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.graph does not, where the end of the capture raises."""
+    streams = [SimpleNamespace(name="default", wait_stream=lambda other: None)]
+
+    class Graph:
+        def __init__(self, graph: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            streams.append(SimpleNamespace(name="capture"))
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, fake in {
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda: streams[-1],
+        "set_stream": streams.append,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "synchronize": lambda: None,
+        "CUDAGraph": lambda: None,
+        "graph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with pytest.raises(RuntimeError, match="previous error"):
+        graphs.capture(lambda: None)
+    assert streams[-1].name == "default"
 
 
 TESTS = """
