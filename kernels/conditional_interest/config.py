@@ -3,6 +3,10 @@
 Chosen by (padded d, dtype, direction) so that nothing spills on compute capabilities 8.0, 9.0 and
 10.0 with Triton 3.7, and on 9.0 with 3.6 too. Ragged lengths never enter: a batch of other lengths
 runs the same compiled kernels.
+
+``weights_backward`` takes as many hidden units as fit: the programs of one block of units share the
+rows among them, so that half as many units mean twice as many blocks, half as many programs for
+each, and twice the tiles that every program takes one after the other.
 """
 
 from __future__ import annotations
@@ -78,13 +82,12 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "queries_backward": Launch(64),
     },
     (32, True): {
-        "attention": Launch(64, 32, 0, 8),
         "encoder": Launch(64, 32, 64),
         "tail": Launch(128, 0, 64, 8),
         "tail_output_backward": Launch(128, 0, 64, 8),
         "tail_input_backward": Launch(128, 0, 64, 8),
         "tail_values_backward": Launch(64),
-        "weights_backward": Launch(64, 0, 16, 8),
+        "weights_backward": Launch(64, 0, 64),
         "encoder_output_backward": Launch(64, 16, 64),
         "encoder_input_backward": Launch(128, 0, 64, 8),
         "tokens_backward": Launch(64, 64),
@@ -94,7 +97,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tail": Launch(64, 0, 16, 8),
         "tail_output_backward": Launch(64, 0, 16, 8),
         "tail_input_backward": Launch(64, 0, 32, 8),
-        "weights_backward": Launch(32, 0, 32),
+        "weights_backward": Launch(64, 0, 64, 8),
         "encoder_output_backward": Launch(32, 32, 16, 8),
     },
     (16, False): {
@@ -134,7 +137,7 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
         "tail_output_backward": Launch(32, 0, 32, 8),
         "tail_input_backward": Launch(32, 0, 32, 8),
         "tail_values_backward": Launch(32, 0, 0, 8),
-        "weights_backward": Launch(16, 0, 16, 8),
+        "weights_backward": Launch(16, 0, 64, 8),
         "encoder_ahead": Launch(64, 0, 32, 8),
         "encoder_output_backward": Launch(16, 16, 0, 8, 1, 64),
         "encoder_input_backward": Launch(32, 0, 32, 8),
@@ -166,8 +169,17 @@ _TABLE: dict[tuple[int, bool], dict[str, Launch]] = {
 }
 # The same for compute capabilities below 9.0, whose products keep more in registers.
 _BEFORE_90: dict[tuple[int, bool], dict[str, Launch]] = {
-    (32, True): {"encoder_output_backward": Launch(16, 16, 64, 2)},
-    (128, True): {"attention": Launch(64, 32, 0, 8), "encoder": Launch(16, 16, 16, 8)},
+    (32, True): {
+        "attention": Launch(64, 32, 0, 8),
+        "weights_backward": Launch(64, 0, 16, 8),
+        "encoder_output_backward": Launch(16, 16, 64, 2),
+    },
+    (64, True): {"weights_backward": Launch(32, 0, 32)},
+    (128, True): {
+        "attention": Launch(64, 32, 0, 8),
+        "encoder": Launch(16, 16, 16, 8),
+        "weights_backward": Launch(16, 0, 16, 8),
+    },
 }
 
 

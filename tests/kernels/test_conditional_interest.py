@@ -310,6 +310,19 @@ def test_other_lengths_cost_the_host_no_new_work() -> None:
     assert all(a.hits > b.hits for a, b in zip(after, before, strict=True))
 
 
+@pytest.mark.parametrize(("d", "most"), [(16, 32), (32, 64), (64, 128), (128, 1024)])
+def test_rows_of_the_weights_backward_are_shared_among_many_programs(d: int, most: int) -> None:
+    """Tiles that a program takes one after the other: no other launch would have as many."""
+    from mtlfast.kernels.conditional_interest.config import config
+    from mtlfast.kernels.conditional_interest.layout import Layout
+
+    layout, num_tasks, num_tokens, programs = Layout(d, 4 * d, 4), 4, 120_000, 2 * 132
+    for capability in (90, 100):
+        launch = config(layout, "bfloat16", capability).weights_backward
+        shares = programs // (layout.fp // launch.hidden)
+        assert num_tasks * num_tokens / launch.rows / shares <= most
+
+
 @pytest.fixture
 def matmul_precision() -> Iterator[None]:
     """What torch does with float32 products, left as it was."""
