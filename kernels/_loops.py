@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
 MAX_DIMS = 4
@@ -96,4 +95,12 @@ def aligned(tensors: Iterable[Tensor | None], strides: Iterable[list[int]], elem
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(*shapes))
+    """As ``torch.broadcast_shapes``, which takes longer than the kernel that waits for it."""
+    sizes = [1] * max(len(shape) for shape in shapes)
+    for shape in shapes:
+        for dim, size in enumerate(shape, len(sizes) - len(shape)):
+            if sizes[dim] == 1:
+                sizes[dim] = size
+            elif size not in (1, sizes[dim]):
+                raise ValueError(f"expected shapes that broadcast, found {shapes}")
+    return tuple(sizes)

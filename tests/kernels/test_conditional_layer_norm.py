@@ -332,3 +332,20 @@ def test_widest_row_and_dtypes_are_the_kernel_s() -> None:
     kernel = importlib.import_module("mtlfast.kernels.conditional_layer_norm")
     assert GPU_MAX_D["triton"] == kernel.MAX_D
     assert kernel.DTYPES == DTYPES
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((),), ((), (3,)), ((2, 1), (3,), (1, 1, 1)), ((0, 4), (1, 1, 4)), ((1,), (0,)), ((2,), (3,))],
+    ids=str,
+)
+def test_shapes_broadcast_as_torch_says(shapes: tuple[tuple[int, ...], ...]) -> None:
+    from mtlfast.kernels import _loops
+
+    try:
+        expected = tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        with pytest.raises(ValueError, match="expected shapes that broadcast"):
+            _loops.broadcast(*shapes)
+    else:
+        assert _loops.broadcast(*shapes) == expected
