@@ -106,3 +106,32 @@ def test_entries_of_other_devices_stay(cache: Path) -> None:
     assert tuned.read("one", "key") == {"tail": [16, 0, 32, 4, 1]}
     assert tuned.read("one", "another key") == {}
     assert [file.name for file in cache.iterdir()] == ["tuned.json"]
+
+
+def test_a_gpu_s_time_is_measured_and_not_the_host_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is busy when the first event is queued, and nothing waits for it before the last."""
+    from mtlfast.kernels.conditional_interest.tune import milliseconds
+
+    queued: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            queued.append("event")
+
+        def synchronize(self) -> None:
+            queued.append("wait")
+
+        def elapsed_time(self, other: object) -> float:
+            return 0.25
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: queued.append("busy"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: queued.append("wait"))
+    assert milliseconds(lambda: queued.append("launch"), {}) == 0.25
+    assert queued[:2] == ["launch", "busy"]
+    timed = queued[2 : queued.index("wait")]
+    assert timed == ["event", "launch", "event"] * (len(timed) // 3)
+    assert queued.count("launch") == 1 + len(timed) // 3 > 3
