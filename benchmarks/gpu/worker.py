@@ -37,18 +37,17 @@ class Worker:
         """
         if self._process is None:
             self._pipe, theirs = self._context.Pipe()
-            self._process = self._context.Process(
-                target=_serve, args=(theirs, self._device), daemon=True
-            )
+            # No daemon, for these may start no processes, as compilers do. It ends with its pipe.
+            self._process = self._context.Process(target=_serve, args=(theirs, self._device))
             self._process.start()
             theirs.close()
-        self._pipe.send((function, arguments))
         try:
+            self._pipe.send((function, arguments))
             if not self._pipe.poll(seconds):
                 raise Lost(f"no answer after {seconds:.0f} s")
             usable, answer, error = self._pipe.recv()
-        except EOFError:
-            self._process.join()
+        except (EOFError, OSError):
+            self._process.join(10.0)
             code = self._process.exitcode
             self.stop()
             raise Lost(f"its process ended with status {code}") from None
