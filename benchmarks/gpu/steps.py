@@ -80,7 +80,7 @@ STEPS: tuple[Step, ...] = (
     Step("benchmark", 220, "speed against baselines and limits", "benchmark"),
     Step(
         "memcheck",
-        50,
+        80,
         "compute-sanitizer: no access out of bounds",
         "small",
         _sanitizer("memcheck"),
@@ -88,7 +88,7 @@ STEPS: tuple[Step, ...] = (
     ),
     Step(
         "racecheck",
-        50,
+        80,
         "compute-sanitizer: no race in shared memory",
         "small",
         _sanitizer("racecheck"),
