@@ -32,7 +32,9 @@ using namespace conditional_layer_norm;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kChunkRows = 512;        // rows of output per chunk, at least
+constexpr int64_t kChunkElements = 65536;  // of the output per chunk, at least, ...
+constexpr int64_t kFewestRows = 32;        // ... in no fewer rows than this,
+constexpr int64_t kEnoughRows = 512;       // and no more than this
 constexpr int64_t kRowsPerPartial = 8;     // rows of output per row of partial sums, at least
 constexpr int64_t kMaxChunks = 1024;       // bounds the memory of the partial sums
 constexpr int64_t kGrainElements = 16384;  // elements that are worth waking a thread
@@ -436,8 +438,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   b.residual = gradient(need_residual, kGradResidual, grad_residual, false);
 
   const int64_t major = loops.major.size, rows_each = b.problem.minor * b.problem.shared;
+  const int64_t chunk_rows = std::clamp(kChunkElements / in.d, kFewestRows, kEnoughRows);
   const int64_t chunk_size =
-      std::max({divide_up(kChunkRows, rows_each), divide_up(major, kMaxChunks),
+      std::max({divide_up(chunk_rows, rows_each), divide_up(major, kMaxChunks),
                 divide_up(kRowsPerPartial * most_sums, rows_each)});
   const int64_t chunks = divide_up(major, chunk_size);
   const Scratch partials(chunks * partials_per_chunk);

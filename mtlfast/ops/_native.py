@@ -99,14 +99,22 @@ def _eager(
     def jvp(ctx: Any, *tangents: Any) -> Any:
         _no_forward_mode(name)
 
-    members = {
-        "forward": staticmethod(forward),
+    def forward_and_setup(ctx: Any, *inputs: Any) -> Any:
+        output = forward(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    common = {
         "jvp": staticmethod(jvp),
-        "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "vmap": staticmethod(no_vmap(name)),
     }
-    function: Any = type(f"{name}_eager", (torch.autograd.Function,), members)
+    apart = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context)}
+    in_one = {"forward": staticmethod(forward_and_setup)}
+    # torch.func needs the context set up apart. torch looks at the signature of such a function in
+    # every call, which takes longer than a small forward.
+    for_torch_func: Any = type(f"{name}_eager", (torch.autograd.Function,), common | apart)
+    function: Any = type(f"{name}_eager", (torch.autograd.Function,), common | in_one)
 
     def call(*inputs: Any) -> Any:
         differentiated = torch.is_grad_enabled() and any(
@@ -114,6 +122,8 @@ def _eager(
         )
         # Below autograd tangents would be lost without a word.
         if differentiated or _in_forward_mode():
+            if torch._C._are_functorch_transforms_active():
+                return for_torch_func.apply(*inputs)
             return function.apply(*inputs)
         return forward(*inputs)
 

@@ -350,6 +350,13 @@ def test_one_tensor_as_several_arguments() -> None:
 # ---- bits ----
 
 
+@pytest.mark.parametrize("shape", [(300, 1000), (70, 2, 4096)])
+def test_few_wide_rows_are_shared_out(shape: tuple[int, ...]) -> None:
+    case = make(shape, shape[1:], residual=shape)
+    check_tolerance(case)
+    check_threads(case)
+
+
 @pytest.mark.parametrize("name", TYPICAL)
 def test_same_bits_for_any_number_of_threads_and_every_run(name: str) -> None:
     # Large enough that several threads do take part.
@@ -359,7 +366,10 @@ def test_same_bits_for_any_number_of_threads_and_every_run(name: str) -> None:
         n: torch.cat([t.detach()] * grow) if t.dim() > 1 and len(t) in (B, B * T) else t.detach()
         for n, t in case.tensors.items()
     }
-    case = Case({n: t.requires_grad_() for n, t in tensors.items()})
+    check_threads(Case({n: t.requires_grad_() for n, t in tensors.items()}))
+
+
+def check_threads(case: Case) -> None:
     before = torch.get_num_threads()
     results = []
     try:
