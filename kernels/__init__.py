@@ -1,5 +1,5 @@
-"""Triton kernels of mtlfast, one file per op; installed as `mtlfast.kernels`.
+"""Triton kernels of mtlfast, one module or package per op; installed as `mtlfast.kernels`.
 
-Nothing here imports the rest of the package, and nothing imports triton before a kernel is asked
-for. No GPU kernel exists yet.
+Nothing here imports the rest of the package, and `mtlfast` imports triton only when a kernel is
+asked for.
 """

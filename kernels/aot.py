@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-CAPABILITIES = (80, 90, 100)  # compute capabilities 8.0, 9.0, 10.0: A100, H100 and H200, B200
-
 
 @dataclass(frozen=True)
 class AotCase:

@@ -15,7 +15,6 @@ from torch import Tensor
 from .. import _loops
 
 MAX_WIDTH = 1024  # columns of a codeword: a row is held in registers
-MAX_FIELDS = 1024  # the numbers of their crosses fit into 32 bits
 
 _TILE = 512  # elements of a tile: a vector of four for each of its 128 threads
 _MOST_ROWS = 64
