@@ -44,6 +44,12 @@ def register_fusion(cls: _Fusion) -> _Fusion:
 
     Example::
 
+        import torch
+        from torch import nn
+
+        import mtlfast
+        from mtlfast.ops import stacked_linear
+
         class Gates(nn.Module):  # somebody's
             def __init__(self, in_dim, num_experts, num_tasks):
                 super().__init__()
