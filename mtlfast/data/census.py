@@ -136,7 +136,7 @@ def read_census(path: str | os.PathLike[str], *, on_error: OnError = "raise") ->
     """Read and check one file.
 
     Args:
-        path: raw (plain, .gz, .xz) or parquet.
+        path: raw (plain, ``.gz``, ``.xz``, ``.zip``) or parquet.
         on_error: what to do with a row that has a wrong number of columns, no number in a column
             of numbers, or an unknown income: raise, or skip and count it.
 

@@ -33,8 +33,8 @@ class CensusSource(TableSource):
       stratified by income, into validation and test.
 
     Args:
-        path: folder with ``census-income.data`` and ``census-income.test`` (also ``.gz``, ``.xz``),
-            or ``train.parquet`` and ``test.parquet``.
+        path: folder with ``census-income.data`` and ``census-income.test`` (also ``.gz``, ``.xz``,
+            ``.zip``), or ``train.parquet`` and ``test.parquet``.
         part: what the source offers as its test part: a half of the test file, or "both".
         min_count: how often a number must occur to have its own id.
         num_bins: bins for the other numbers of a column.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class EventLogConfig:
         fields: names of the sparse fields, see ``FieldBuilder``; must contain ``"item"``.
             ``None`` takes all that ``FieldBuilder.default_names`` lists.
         task_parents: the funnel, as in ``DatasetSpec``; ``None`` if there is none.
+
+    Raises:
+        ValueError: naming the option.
     """
 
     cut: int
@@ -48,7 +51,7 @@ class EventLogConfig:
     max_length: int = 50
     context_columns: tuple[str, ...] = ("country", "region")
     fields: Sequence[str] | None = None
-    task_parents: tuple[int | None, ...] | None = field(default=None)
+    task_parents: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in (self.impression, *self.tasks) if name not in self.behaviors]

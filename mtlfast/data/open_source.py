@@ -28,7 +28,8 @@ _NOT_OPTIONS = ("path", "progress")
 # What `open_source` understands, with a line of help each.
 SOURCES = {
     "synthetic:tenrec": "generated, shaped like Tenrec QK-Video-1M: 4 tasks, 5 behaviors, 5 fields",
-    "synthetic:ecommerce": "generated, shaped like an ad log: 4 tasks in a funnel, 5 behaviors",
+    "synthetic:ecommerce": "generated, shaped like an e-commerce log: 4 tasks in a funnel, "
+    "5 behaviors",
     "tenrec:PATH": "ctr_data_1M.csv or QK-video.csv of Tenrec, or their folder; 4 tasks, 5 "
     "behaviors, 5 fields; without PATH $MTLFAST_DATA/tenrec",
     "deskdrop:PATH": "parquet event log (file or folder); without PATH $MTLFAST_DATA/deskdrop",

@@ -28,6 +28,9 @@ class TableSource(DataSource):
         test: the same of the test part.
         seed: fixes the order of the training rows in each epoch.
         skipped: malformed rows that were left out.
+
+    Raises:
+        ValueError: shapes that do not fit the spec, data with behaviors, or a negative seed.
     """
 
     def __init__(

@@ -40,6 +40,7 @@ class CachedTableSource(DataSource):
     Args:
         source: the published files.
         options: how to make ids of them; a cache of its own for each choice.
+        name: of the data set, for its spec.
         fields: the fields to offer, in this order; all when None.
         pooling: of multi-valued fields: "last" keeps only the last id of a row, as if there were
             no others; "sum" and "weighted" give all of them in ``Batch.bags``, the latter with
