@@ -7,11 +7,11 @@ import argparse
 NAME = "bench"
 USAGE = "[options of the benchmarks]"
 PASSES_ON = True
-HELP = "time the ops and the training step: table, JSON, CSV and plots"
+HELP = "time the ops and the training steps of DTRN and DTN: table, JSON, CSV and plots"
 DESCRIPTION = """\
-Time the fused ops and the training step against every baseline, interleaved, and each
-checked against float64 first. The code lies in benchmarks/ of a source checkout, which
-has options of its own.
+Time the fused ops and the training steps of DTRN and DTN against every baseline,
+interleaved, each checked against float64 first. The code lies in benchmarks/ of a source
+checkout and has options of its own.
 """
 EXAMPLES = """\
 examples:

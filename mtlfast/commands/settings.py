@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["add_settings", "given_settings", "parse_assignments"]
+__all__ = ["add_settings", "given_settings", "merge", "parse_assignments"]
 
 
 def add_settings(

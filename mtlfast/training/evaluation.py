@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mtlfast.data import Batch
 from mtlfast.training.metrics import TaskMetrics
 
-__all__ = ["evaluate", "format_metrics", "metrics_rows"]
+__all__ = ["METRIC_COLUMNS", "evaluate", "format_metrics", "metrics_rows"]
 
 Metrics = dict[str, dict[str, "float | int | None"]]
 METRIC_COLUMNS = ("task", "auc", "logloss", "positives", "samples", "auc_after_parent")

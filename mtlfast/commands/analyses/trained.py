@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from mtlfast.training.assemble import Restored
     from mtlfast.training.progress import Progress
 
-__all__ = ["TestPart", "Trained", "add_run_arguments", "open_run", "write_figure"]
+__all__ = [
+    "TestPart",
+    "Trained",
+    "add_run_arguments",
+    "open_run",
+    "say_written",
+    "write_figure",
+]
 
 _SETTINGS = (
     "data",
