@@ -10,8 +10,6 @@ have the same bits in every run.
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _loops
+from ._device import on_device
 from .aot import AotCase
 
 MAX_D = 4096  # a row is held in registers
@@ -411,7 +410,7 @@ def forward(
     sizes, strides = _loops.arguments(dims, len(operands))
     rows = _loops.count(dims)
     tile = tile_of(d, _FORWARD_TILE)
-    with _on(x):
+    with on_device(x):
         _forward[(triton.cdiv(rows, tile["ROWS"]),)](
             *tensors,
             out,
@@ -590,7 +589,7 @@ class _Launch:
     def rows(self, outer: list[_loops.Dim], inner: list[_loops.Dim], grad_u: Tensor) -> None:
         many, few = _loops.count(outer), _loops.count(inner)
         integers, options = self._arguments(outer + inner)
-        with _on(self.like):
+        with on_device(self.like):
             _backward_rows[(triton.cdiv(many, self.tile["ROWS"]),)](
                 *self.pointers, grad_u, many, few, *integers, **options
             )
@@ -617,7 +616,7 @@ class _Launch:
                 for t in targets
             ]
         integers, options = self._arguments(outer + inner)
-        with _on(self.like):
+        with on_device(self.like):
             _backward_tables[(blocks * chunks,)](
                 *self.pointers,
                 grad_u,
@@ -659,11 +658,6 @@ def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
 def _align(tensors: Any, strides: list[list[int]], d: int) -> int:
     """How many elements every row start is known to be a multiple of."""
     return 8 if d % 8 == 0 and _loops.aligned(tensors, strides, 8) else 1
-
-
-def _on(tensor: Tensor) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, which need not be that of the tensors.
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
 
 
 # ---- shipped configurations ----

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .._device import on_device
 from .config import Launch
 from .decoder_backward import (
     decoder_input_backward,
@@ -24,7 +25,6 @@ from .problem import (
     capability_of,
     launch_kernel,
     most_programs,
-    on_device,
     options,
 )
 from .self_attention_backward import (

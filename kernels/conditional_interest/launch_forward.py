@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import triton
 from torch import Tensor
 
+from .._device import on_device
 from .config import Launch
 from .decoder import decoder_tail
 from .encoder import encode_and_pool
 from .layout import Layout
-from .problem import Problem, Run, capability_of, launch_kernel, on_device, options
+from .problem import Problem, Run, capability_of, launch_kernel, options
 from .self_attention import project_tokens, self_attention
 
 

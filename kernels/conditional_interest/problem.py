@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -245,8 +243,3 @@ def most_programs(values: Tensor) -> int:
     if not values.is_cuda:
         return 3  # interpreted: few, so that each has several tiles to sum
     return 2 * _multiprocessors(values.device.index)
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, which need not be that of the tensors.
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()

@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _loops
+from .._device import on_device
 from .hashing import fields_of
-from .launch import Lookup, jit, on_device, wide
+from .launch import Lookup, jit, wide
 from .lookup import rows_of_codebook
 from .rows import load_each, load_rows, store_rows
 

@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import _loops
+from .._device import on_device
 from .codebook import dense_gradient, sparse_gradient
 from .hashing import codeword_of, fields_of, hash_of, keys_of, seed_of
-from .launch import Lookup, jit, on_device, wide
+from .launch import Lookup, jit, wide
 from .rows import load_each, load_rows, store_rows
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -146,8 +143,3 @@ class Lookup:
         if any(tensor.data_ptr() % 16 for tensor in tensors):
             return 1
         return math.gcd(_VECTOR, *strides)
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, which need not be that of the tensors.
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()

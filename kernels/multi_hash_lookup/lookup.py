@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._device import on_device
 from .hashing import (
     codeword_of,
     fields_of,
@@ -21,7 +22,7 @@ from .hashing import (
     number_of_triple,
     seed_of,
 )
-from .launch import Lookup, crosses_of, jit, num_crosses, on_device, wide
+from .launch import Lookup, crosses_of, jit, num_crosses, wide
 from .rows import load_each, load_rows, store_rows
 
 INDEX_ROWS = 128
