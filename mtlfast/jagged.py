@@ -142,7 +142,7 @@ class JaggedSequences:
             if length is None:
                 length = starts.diff()
             else:  # a view with holes between its sequences
-                rows = rows[_rows_of(starts[:-1], length)]
+                rows = rows[rows_of_segments(starts[:-1], length)]
             values.append(rows)
             lengths.append(length)
             if max_len is None:
@@ -177,7 +177,7 @@ class JaggedSequences:
             order = torch.tensor([all_keys.index(key) for key in chosen], device=whole.device)
             lengths = whole.lengths()[order]
             starts = whole.offsets[:-1].view(whole.num_behaviors, whole.num_users)[order]
-            rows = whole.values[_rows_of(starts.reshape(-1), lengths.reshape(-1))]
+            rows = whole.values[rows_of_segments(starts.reshape(-1), lengths.reshape(-1))]
             return cls.from_lengths(rows, lengths, max_len=max_len)
         if max_len is None:
             whole.max_len = _longest(whole.lengths())
@@ -317,6 +317,14 @@ def require_behaviors(sequences: object, num_behaviors: int) -> None:
         raise bad("sequences", f"{num_behaviors} behaviors", sequences.num_behaviors)
 
 
+def of_users(sequences: JaggedSequences, users: Tensor) -> JaggedSequences:
+    """The sequences of ``users``, int64 ``[n]``, in this order; a user may come several times."""
+    starts = sequences.offsets[:-1].view(sequences.num_behaviors, -1)[:, users]
+    lengths = sequences.lengths()[:, users]
+    rows = rows_of_segments(starts.flatten(), lengths.flatten())
+    return JaggedSequences.from_lengths(sequences.values[rows], lengths, max_len=sequences.max_len)
+
+
 def _check_count(argument: str, value: object, least: int) -> None:
     # A SymInt is what max_len becomes inside a traced graph; it cannot be compared there.
     if isinstance(value, torch.SymInt):
@@ -350,7 +358,7 @@ def _valid(length: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=length.device) < length[:, None]
 
 
-def _rows_of(starts: Tensor, lengths: Tensor) -> Tensor:
+def rows_of_segments(starts: Tensor, lengths: Tensor) -> Tensor:
     """The row numbers of all segments ``starts[s] : starts[s] + lengths[s]``, in order."""
     packed = lengths.cumsum(0) - lengths
     row = torch.repeat_interleave(starts - packed, lengths)

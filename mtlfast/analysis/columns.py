@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtlfast.analysis.rows import gather_segments, select_rows, with_own_sequences
+from mtlfast.analysis.rows import select_rows, with_own_sequences
 from mtlfast.bags import FieldBags
 from mtlfast.data import Batch
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, rows_of_segments
 
 __all__ = ["BagColumn", "Column", "FieldColumn", "SequenceColumn"]
 
@@ -145,7 +145,7 @@ class SequenceColumn(Column):
             raise ValueError("batches: expected sequences, found None")
         lengths = torch.from_numpy(self._lengths[taken])
         starts = torch.from_numpy(self._starts[taken])
-        values = gather_segments(self._parts[0], starts, lengths)
+        values = self._parts[0][rows_of_segments(starts, lengths)]
         return which, replace(changed, sequences=self._replaced(changed.sequences, values, lengths))
 
     def _replaced(

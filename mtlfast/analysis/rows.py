@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mtlfast.bags import FieldBags
 from mtlfast.data import Batch
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, of_users
 
-__all__ = ["concat_batches", "gather_segments", "select_rows", "with_own_sequences"]
+__all__ = ["concat_batches", "select_rows", "with_own_sequences"]
 
 
 def select_rows(batch: Batch, rows: Tensor) -> Batch:
@@ -24,7 +24,7 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
     if user_index is not None:
         user_index = user_index[rows]
     elif sequences is not None:
-        sequences = _users(sequences, rows)
+        sequences = of_users(sequences, rows)
     bags = None if batch.bags is None else _select_bags(batch.bags, rows)
     return Batch(batch.sparse[rows], sequences, batch.labels[rows], user_index, bags)
 
@@ -33,7 +33,7 @@ def with_own_sequences(batch: Batch) -> Batch:
     """The same candidates, each with sequences of its own: ``user_index`` is None."""
     if batch.user_index is None or batch.sequences is None:
         return replace(batch, user_index=None)
-    return replace(batch, sequences=_users(batch.sequences, batch.user_index), user_index=None)
+    return replace(batch, sequences=of_users(batch.sequences, batch.user_index), user_index=None)
 
 
 def concat_batches(batches: Sequence[Batch]) -> Batch:
@@ -46,13 +46,6 @@ def concat_batches(batches: Sequence[Batch]) -> Batch:
         torch.cat([batch.labels for batch in batches]),
         bags=_concat_bags([batch.bags for batch in batches if batch.bags is not None]),
     )
-
-
-def gather_segments(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
-    """``values[starts[s] : starts[s] + lengths[s]]`` of every ``s``, behind each other."""
-    packed = lengths.cumsum(0) - lengths
-    rows = torch.repeat_interleave(starts - packed, lengths)
-    return values[rows + torch.arange(len(rows), device=rows.device)]
 
 
 def _concat(parts: Sequence[JaggedSequences], values: Sequence[Tensor]) -> JaggedSequences:
@@ -78,12 +71,5 @@ def _concat_bags(parts: Sequence[FieldBags]) -> FieldBags | None:
 def _select_bags(bags: FieldBags, rows: Tensor) -> FieldBags:
     weights = bags.weights
     if weights is not None:
-        weights = _users(bags.ids.with_values(weights), rows).values
-    return FieldBags(_users(bags.ids, rows), weights)
-
-
-def _users(sequences: JaggedSequences, users: Tensor) -> JaggedSequences:
-    starts = sequences.offsets[:-1].view(sequences.num_behaviors, -1)[:, users]
-    lengths = sequences.lengths()[:, users]
-    values = gather_segments(sequences.values, starts.flatten(), lengths.flatten())
-    return JaggedSequences.from_lengths(values, lengths, max_len=sequences.max_len)
+        weights = of_users(bags.ids.with_values(weights), rows).values
+    return FieldBags(of_users(bags.ids, rows), weights)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mtlfast.errors import bad
-from mtlfast.jagged import JaggedSequences
+from mtlfast.jagged import JaggedSequences, of_users
 
-__all__ = ["SequenceEncoder", "for_candidates", "padded"]
+__all__ = ["SequenceEncoder", "padded"]
 
 
 class SequenceEncoder(nn.Module, ABC):
@@ -39,7 +39,7 @@ class SequenceEncoder(nn.Module, ABC):
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
         """
         if user_index is not None:
-            sequences = for_candidates(sequences, user_index)
+            sequences = of_users(sequences, user_index)
         if sequences.num_users != target.shape[0]:
             raise bad("sequences", f"{target.shape[0]} users", sequences.num_users)
         return self.encode(sequences, target)
@@ -54,17 +54,6 @@ class SequenceEncoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, sequences: JaggedSequences, target: Tensor) -> Tensor:
         """:meth:`forward` with sequences for every candidate."""
-
-
-def for_candidates(sequences: JaggedSequences, user_index: Tensor) -> JaggedSequences:
-    """Sequences of ``B`` candidates, those of a shared user repeated."""
-    starts = sequences.offsets[:-1].view(sequences.num_behaviors, -1)[:, user_index].flatten()
-    lengths = sequences.lengths()[:, user_index]
-    flat = lengths.flatten()
-    ends = flat.cumsum(0)
-    shift = torch.repeat_interleave(starts - ends + flat, flat)
-    rows = shift + torch.arange(len(shift), device=shift.device)
-    return JaggedSequences.from_lengths(sequences.values[rows], lengths, max_len=sequences.max_len)
 
 
 def padded(sequences: JaggedSequences, behavior: int) -> tuple[Tensor, Tensor]:
