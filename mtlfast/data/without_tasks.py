@@ -28,7 +28,7 @@ class WithoutTasks(DataSource):
     def __init__(self, source: DataSource, tasks: Sequence[str]) -> None:
         self.spec = remove_tasks(source.spec, tasks)
         self.source = source
-        self.skipped = source.skipped
+        self.skipped, self.left_out = source.skipped, source.left_out
         kept = [t for t, name in enumerate(source.spec.tasks) if name in self.spec.tasks]
         self._kept = torch.tensor(kept)
 

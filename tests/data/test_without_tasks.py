@@ -70,3 +70,10 @@ def test_only_the_labels_change():
 def test_wrong_names_are_refused(tasks):
     with pytest.raises(ValueError, match=r"without_tasks: expected some of watch, .*not all"):
         remove_tasks(SPEC, tasks)
+
+
+def test_what_was_left_out_while_reading_is_still_told():
+    whole = open_source("synthetic:ecommerce", **SMALL)
+    whole.skipped, whole.left_out = 3, {"rows of a kind": 2}
+    source = WithoutTasks(whole, ["entering"])
+    assert (source.skipped, source.left_out) == (3, {"rows of a kind": 2})
