@@ -26,7 +26,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON) (>= 3.10)  TORCH=$(TORCH)  TRITON=$(TRITON)  TESTS=tests/ops/...  ARGS='-k ragged'"
-	@echo "A demo on your own event log: make demo MTLFAST_DATA=path/to/folder"
+	@echo "A demo on your own event log, folder/deskdrop/events.parquet: make demo MTLFAST_DATA=folder"
 
 install: $(READY) ## make .venv: torch, the compiled package, every tool
 
