@@ -237,11 +237,11 @@ def _figure4(spec: DatasetSpec, choices: Choices) -> list[Variant]:
 TABLES = {
     table.name: table
     for table in (
-        Table("dtrn-table4", "the models DTRN is compared with", _table4),
-        Table("dtrn-table5", "what TIM and TRM add to DMT", _table5),
-        Table("dtrn-table6", "where task and behavior enter the transformer", _table6),
-        Table("dtrn-table7", "DTRN under four multi-task heads", _table7),
-        Table("dtrn-table8", "one task left out at a time", _table8),
-        Table("dtrn-fig4", "DMT and DTRN with narrow and wide embeddings", _figure4),
+        Table("dtrn-table4", _table4),
+        Table("dtrn-table5", _table5),
+        Table("dtrn-table6", _table6),
+        Table("dtrn-table7", _table7),
+        Table("dtrn-table8", _table8),
+        Table("dtrn-fig4", _figure4),
     )
 }

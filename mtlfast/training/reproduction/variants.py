@@ -78,12 +78,10 @@ class Table:
 
     Attributes:
         name: of the command.
-        title: what it shows.
         variants: its models, for given data and choices.
         base: the variant over which the table gives RelaImp, if it does.
     """
 
     name: str
-    title: str
     variants: Callable[[DatasetSpec, Choices], list[Variant]]
     base: str | None = None
