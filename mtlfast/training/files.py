@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["write_atomically", "write_csv", "write_json"]
+__all__ = ["write_atomically", "write_csv", "write_json", "write_text"]
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
@@ -35,10 +35,18 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Non
     _sync_folder(path.parent)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode("utf-8"))
+
+    write_atomically(path, write)
+
+
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: _write_text(file, text))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -49,11 +57,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, lambda file: _write_text(file, buffer.getvalue()))
-
-
-def _write_text(file: BinaryIO, text: str) -> None:
-    file.write(text.encode("utf-8"))
+    write_text(path, buffer.getvalue())
 
 
 def _sync_folder(folder: Path) -> None:

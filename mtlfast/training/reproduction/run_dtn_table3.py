@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtlfast.data import CensusSource, DatasetSpec
 from mtlfast.models import trim
-from mtlfast.training.files import write_atomically, write_csv, write_json
+from mtlfast.training.files import write_atomically, write_csv, write_json, write_text
 from mtlfast.training.reproduction.auc import Ranking, bootstrap_means
 from mtlfast.training.reproduction.boosting import LIGHTGBM, boosted_scores, lightgbm_available
 from mtlfast.training.reproduction.dtn_table3 import (
@@ -245,12 +245,8 @@ def _write_table(runs: _Runs, evaluation: _Evaluation, seeds: Sequence[int]) -> 
     write_json(runs.out / "table.json", table)
     write_csv(runs.out / "table.csv", COLUMNS, lines)
     text = format_table(table)
-    write_atomically(runs.out / "table.md", lambda file: _write(file, text + "\n"))
+    write_text(runs.out / "table.md", text + "\n")
     return table
-
-
-def _write(file: Any, text: str) -> None:
-    file.write(text.encode())
 
 
 def _compare(found: dict[str, Any], evaluation: _Evaluation) -> list[dict[str, float]] | None:

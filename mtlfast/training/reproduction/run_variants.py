@@ -14,7 +14,7 @@ from typing import Any
 from mtlfast.training.assemble import resume_training, start_training
 from mtlfast.training.checkpoint import CheckpointError, find_checkpoint
 from mtlfast.training.config import TrainConfig
-from mtlfast.training.files import write_atomically, write_csv, write_json
+from mtlfast.training.files import write_csv, write_json, write_text
 from mtlfast.training.reproduction.variants import Variant
 
 __all__ = ["COLUMNS", "format_table", "train_variants"]
@@ -113,7 +113,7 @@ def train_variants(
     write_json(out / "table.json", {"config": config.to_dict(), "seeds": seeds, "rows": rows})
     write_csv(out / "table.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
     text = format_table(rows) + "\n"
-    write_atomically(out / "table.md", lambda file: _write(file, text))
+    write_text(out / "table.md", text)
     return rows
 
 
@@ -301,7 +301,3 @@ def _percent(value: float) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
-
-
-def _write(file: Any, text: str) -> None:
-    file.write(text.encode())
