@@ -18,7 +18,7 @@ class ProgressBar(Protocol):
 
 
 class MakeProgress(Protocol):
-    """Opens a bar, for example :class:`mtlfast.training.Progress`."""
+    """Opens a bar, for example :class:`mtlfast.training.progress.Progress`."""
 
     def __call__(self, total: int, *, label: str, unit: str) -> ProgressBar:
         """A bar from 0 to ``total``; ``unit`` is what is counted, such as " rows" or "B"."""
