@@ -71,6 +71,9 @@ class JaggedSequences:
         """From rows already behind each other and ``lengths [M, U]`` (int32 or int64, kept).
 
         Without ``max_len`` the longest length is read back to the host.
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit together.
         """
         _check_lengths(lengths)
         if max_len is None:
@@ -126,6 +129,10 @@ class JaggedSequences:
 
         Without ``max_len`` the longest length is read back to the host, unless the nested tensors
         already know it.
+
+        Raises:
+            ValueError: no tensor, one that is not jagged in dimension 1, or different numbers of
+                users.
         """
         nested = list(nested)
         if not nested:
@@ -161,6 +168,9 @@ class JaggedSequences:
 
         Behaviors are the keys in their order, and nothing is copied. ``keys`` picks and orders some
         of them, which copies. Without ``max_len`` the longest length is read back to the host.
+
+        Raises:
+            ValueError: no such tensor, a stride of its own for each key, or unknown keys.
         """
         for method in ("keys", "values", "offsets"):
             if not callable(getattr(kjt, method, None)):
@@ -235,7 +245,11 @@ class JaggedSequences:
     # ---- conversions ----
 
     def with_values(self, values: Tensor) -> JaggedSequences:
-        """The same structure around other rows, for example their embeddings ``[N, d]``."""
+        """The same structure around other rows, for example their embeddings ``[N, d]``.
+
+        Raises:
+            ValueError: another number of rows.
+        """
         require_tensor("values", values)
         if values.dim() < 1 or values.shape[0] != self.values.shape[0]:
             raise bad(
