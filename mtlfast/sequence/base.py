@@ -37,6 +37,10 @@ class SequenceEncoder(nn.Module, ABC):
             sequences: embeddings ``[N, d]`` of the tokens of ``M`` behaviors of ``U`` users.
             target: embeddings ``[B, d]`` of the candidates.
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
+
+        Raises:
+            ValueError: candidates and users that differ in number, or shapes that the encoder was
+                not made for.
         """
         if user_index is not None:
             sequences = of_users(sequences, user_index)
