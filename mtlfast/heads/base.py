@@ -77,6 +77,9 @@ class MultiTaskHead(nn.Module, ABC):
             x: ``[B, T, D]`` or ``[B, D]``.
             return_task_repr: also return the input of the towers ``[B, T, repr_dim]``, as
                 ``(logits, task_repr)``.
+
+        Raises:
+            ValueError: ``x`` of another shape.
         """
         if x.dim() == 2:
             streams = x.unsqueeze(0)
@@ -118,6 +121,9 @@ class MultiTaskHead(nn.Module, ABC):
         Args:
             logits: ``[B, T]``, of the last forward pass.
             labels: ``[B, T]``; small towers need them.
+
+        Raises:
+            ValueError: small towers wait for labels of another shape, or for none.
         """
         small, self._small_logits = self._small_logits, None
         if small is None or not self.training:

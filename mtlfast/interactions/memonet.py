@@ -28,8 +28,7 @@ class MemoNetInteraction(Constants, Interaction):
         codeword_dim: width of a codeword; ``d`` when None.
         num_hashes: hash functions ``m`` of each block.
         num_blocks: independent HCNets, each with its own codebooks and hash functions, side by side
-            (the "2 HCNets" of DTN in one reading; the other is
-            ``num_hashes=2``).
+            (the "2 HCNets" of DTN in one reading; the other is ``num_hashes=2``).
         orders, sharing, restoring, shrinking, temperature, key_fields, hash, sparse_grad, backend:
             see :class:`MultiHashCodebook`; ``key_fields`` number the selected fields.
         init_std: standard deviation of the initial codewords.

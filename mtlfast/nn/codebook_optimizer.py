@@ -96,6 +96,9 @@ class FusedAdagrad(_FusedOptimizer):
         lr: learning rate.
         eps: added to the root.
         rowwise: one number of state per row instead of ``codeword_dim``.
+
+    Raises:
+        ValueError: for anything but codebooks, or a negative ``lr`` or ``eps``.
     """
 
     def __init__(
@@ -134,6 +137,9 @@ class FusedAdam(_FusedOptimizer):
         betas: decay of the two moments.
         eps: added to the root.
         rowwise: one second moment per row.
+
+    Raises:
+        ValueError: for anything but codebooks, a negative ``lr`` or ``eps``, or betas outside [0, 1).
     """
 
     def __init__(

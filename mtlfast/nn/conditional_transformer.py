@@ -49,9 +49,9 @@ class ConditionalTransformer(nn.Module):
         num_behaviors: ``M``.
         hyper_dim: hidden width ``u`` of the hypernetwork; ``embed_dim`` when None.
         eps: added to the variance inside the root of every layer norm.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"``, or a function
-            with the signature of :data:`InterestFunction` that computes the same thing another
-            way (benchmarks and experiments). It is no part of the checkpoint.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"``, or a function with the
+            signature of :data:`InterestFunction` that computes the same thing another way
+            (benchmarks and experiments). It is no part of the checkpoint.
         empty: what an empty sequence gives. ``"no_attention"``: the attention term is zero and
             the rest of the decoder runs on the target. ``"zero_interest"``: the whole interest
             is zero.

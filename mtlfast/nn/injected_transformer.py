@@ -77,6 +77,10 @@ class InjectedTransformer(nn.Module):
         where: in the encoder, the decoder, or both.
         hyper_dim: hidden width of the hypernetworks; ``embed_dim`` when None.
         eps, backend, empty, share_enc_dec: see :class:`ConditionalTransformer`.
+
+    Raises:
+        ValueError: for sizes that are not positive, heads that do not divide the width, or an
+            unknown injection or place.
     """
 
     def __init__(
@@ -153,6 +157,10 @@ class InjectedTransformer(nn.Module):
             sequences: embeddings ``[N, d]`` of the tokens of ``M`` behaviors of ``U`` users.
             target: embeddings ``[B, d]`` of the candidates.
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
+
+        Raises:
+            ValueError: for another number of behaviors than the module's, and for everything that
+                :func:`mtlfast.ops.conditional_interest` refuses.
         """
         require_behaviors(sequences, self.num_behaviors)
         encoders = self._weights("encoder", self.encoder)

@@ -35,6 +35,9 @@ class SeparateTransformers(nn.Module):
         empty: see :class:`ConditionalTransformer`.
         share_enc_dec: the decoders use the encoders' weights.
 
+    Raises:
+        ValueError: for sizes that are not positive, or heads that do not divide the width.
+
     Submodules: ``encoders``, ``decoders`` (``M`` each); parameters ``norm_weight [M, 4, d]``,
     ``norm_bias [M, 4, d]``.
     """
@@ -95,6 +98,10 @@ class SeparateTransformers(nn.Module):
             sequences: embeddings ``[N, d]`` of the tokens of ``M`` behaviors of ``U`` users.
             target: embeddings ``[B, d]`` of the candidates.
             user_index: int64 ``[B]``, whose sequences each candidate uses; None when ``U == B``.
+
+        Raises:
+            ValueError: for another number of behaviors than the module's, and for everything that
+                :func:`mtlfast.ops.conditional_interest` refuses.
         """
         require_behaviors(sequences, self.num_behaviors)
         interests = []

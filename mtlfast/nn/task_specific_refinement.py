@@ -28,6 +28,9 @@ class TaskSpecificRefinement(nn.Module):
         hidden_dim: ``D_r``; ``max(1, D // reduction)`` when None.
         reduction: see ``hidden_dim``.
 
+    Raises:
+        ValueError: for sizes that are not positive.
+
     Parameters, in ``nn.Linear`` layout per task: ``sparse_weight [T, D_r, N*d]`` and
     ``interest_weight [T, D_r, M*d]``, the two parts of ``U1``; ``bias1 [T, D_r]``;
     ``weight2 [T, D, D_r]``; ``bias2 [T, D]``.
@@ -93,6 +96,9 @@ class TaskSpecificRefinement(nn.Module):
             sparse: sparse-field embeddings ``[B, N, d]`` or ``[B, N*d]``.
             interest: ``[B, T, M*d]``.
             return_raw: also return ``raw [B, T, D]``, as ``(raw, refined)``.
+
+        Raises:
+            ValueError: shapes that are not those the module was made for.
         """
         if sparse.dim() == 3:
             sparse = sparse.flatten(1)

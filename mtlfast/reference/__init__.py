@@ -1,6 +1,6 @@
 """Every op in plain PyTorch: the definition, in any floating dtype and on any device.
 
-The same names and signatures as :mod:`mtlfast.ops`, without ``backend``.
+The same names and signatures as :mod:`mtlfast.ops`, without ``backend`` and ``fused_step``.
 """
 
 from .conditional_interest import (
