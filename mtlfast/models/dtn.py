@@ -55,10 +55,6 @@ class DTNConfig(FieldModelConfig):
         tower_units: hidden widths of the towers.
         dropout: probability after every hidden activation of the towers.
         removed: modules that were trimmed, as (method, group, number); see :func:`trim`.
-        embed_dim: embedding width ``d`` of every field.
-        task_weights: weight of each task's loss; 1 each when None.
-        positive_weights: weight of the positive samples within each task's loss; 1 when None.
-        prior_bias: start the output biases at the log-odds of the data's positive rates.
     """
 
     interactions: tuple[InteractionConfig, ...] = (

@@ -22,10 +22,6 @@ class MTLConfig(FieldModelConfig):
 
     Args:
         head: options of the multi-task head; in YAML its name, or a mapping with ``name``.
-        embed_dim: embedding width ``d`` of every field.
-        task_weights: weight of each task's loss; 1 each when None.
-        positive_weights: weight of the positive samples within each task's loss; 1 when None.
-        prior_bias: start the output biases at the log-odds of the data's positive rates.
     """
 
     head: HeadConfig = field(default_factory=MMoEConfig)
@@ -47,10 +43,6 @@ class SFMConfig(MTLConfig):
         head: options of the multi-task head; in YAML its name, or a mapping with ``name``.
         interactions: the methods; in YAML their names, or mappings with ``name``.
         output_dim: width ``D_o`` of every method's output.
-        embed_dim: embedding width ``d`` of every field.
-        task_weights: weight of each task's loss; 1 each when None.
-        positive_weights: weight of the positive samples within each task's loss; 1 when None.
-        prior_bias: start the output biases at the log-odds of the data's positive rates.
     """
 
     head: HeadConfig = field(default_factory=PLEConfig)

@@ -30,10 +30,6 @@ class TFIConfig(FieldModelConfig):
         output_dim: width ``D_o`` of every module's output.
         tower_units: hidden widths of the towers.
         dropout: probability after every hidden activation of the towers.
-        embed_dim: embedding width ``d`` of every field.
-        task_weights: weight of each task's loss; 1 each when None.
-        positive_weights: weight of the positive samples within each task's loss; 1 when None.
-        prior_bias: start the output biases at the log-odds of the data's positive rates.
     """
 
     interaction: InteractionConfig = field(default_factory=MaskNetConfig)

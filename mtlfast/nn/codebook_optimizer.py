@@ -139,7 +139,8 @@ class FusedAdam(_FusedOptimizer):
         rowwise: one second moment per row.
 
     Raises:
-        ValueError: for anything but codebooks, a negative ``lr`` or ``eps``, or betas outside [0, 1).
+        ValueError: for anything but codebooks, a negative ``lr`` or ``eps``, or betas outside
+            [0, 1).
     """
 
     def __init__(
