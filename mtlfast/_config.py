@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mtlfast.errors import bad
+
 C = TypeVar("C")
 
 
@@ -37,6 +39,29 @@ def from_mapping(cls: type[C], data: Mapping[str, Any], where: str = "config") -
         raise ValueError(f"{where}.{error}") from error
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def from_named(known: Mapping[str, type[C]], what: str, value: Any, where: str) -> C:
+    """One of the dataclasses ``known``, from its name or a mapping with the key ``name``.
+
+    Args:
+        known: by name.
+        what: whose name it is, for errors, such as "a head's".
+        value: the name, or the name and options.
+        where: path of the value, for errors.
+
+    Raises:
+        ValueError: naming the field by its path from ``where``.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise bad(where, f"{what} name or a mapping with the key 'name'", repr(value))
+    options = dict(value)
+    name = options.pop("name")
+    if name not in known:
+        raise bad(f"{where}.name", f"one of {list(known)}", repr(name))
+    return from_mapping(known[name], options, where)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

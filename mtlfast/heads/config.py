@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from mtlfast._checks import (
     check_units,
     check_weight,
 )
-from mtlfast._config import from_mapping
+from mtlfast._config import from_named
 from mtlfast.errors import bad
 from mtlfast.heads.aitm import AITM
 from mtlfast.heads.base import MultiTaskHead
@@ -60,15 +60,7 @@ class HeadConfig:
     @classmethod
     def from_value(cls, value: Any, where: str) -> HeadConfig:
         """From a head's name or a mapping with the key ``name``; errors name ``where``."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or "name" not in value:
-            raise bad(where, "a head's name or a mapping with the key 'name'", repr(value))
-        options = dict(value)
-        name = options.pop("name")
-        if name not in HEAD_CONFIGS:
-            raise bad(f"{where}.name", f"one of {list(HEAD_CONFIGS)}", repr(name))
-        return from_mapping(HEAD_CONFIGS[name], options, where)
+        return from_named(HEAD_CONFIGS, "a head's", value, where)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 from mtlfast._checks import check_units
-from mtlfast._config import from_mapping
+from mtlfast._config import from_named
 from mtlfast.errors import bad
 from mtlfast.interactions.attention import FieldAttention
 from mtlfast.interactions.base import Interaction
@@ -90,15 +90,7 @@ class InteractionConfig:
     @classmethod
     def from_value(cls, value: Any, where: str) -> InteractionConfig:
         """From a method's name or a mapping with the key ``name``; errors name ``where``."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or "name" not in value:
-            raise bad(where, "a method's name or a mapping with the key 'name'", repr(value))
-        options = dict(value)
-        name = options.pop("name")
-        if name not in INTERACTION_CONFIGS:
-            raise bad(f"{where}.name", f"one of {list(INTERACTION_CONFIGS)}", repr(name))
-        return from_mapping(INTERACTION_CONFIGS[name], options, where)
+        return from_named(INTERACTION_CONFIGS, "a method's", value, where)
 
 
 @dataclass(frozen=True)

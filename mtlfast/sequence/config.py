@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mtlfast._checks import check_count, check_dropout, check_units, check_weight
-from mtlfast._config import from_mapping
+from mtlfast._config import from_named
 from mtlfast.errors import bad
 from mtlfast.sequence.attention import BST, DFN, ATRank, Readout
 from mtlfast.sequence.base import SequenceEncoder
@@ -51,15 +51,7 @@ class EncoderConfig(ABC):
     @classmethod
     def from_value(cls, value: Any, where: str) -> EncoderConfig:
         """From an encoder's name or a mapping with the key ``name``; errors name ``where``."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or "name" not in value:
-            raise bad(where, "an encoder's name or a mapping with the key 'name'", repr(value))
-        options = dict(value)
-        name = options.pop("name")
-        if name not in ENCODER_CONFIGS:
-            raise bad(f"{where}.name", f"one of {list(ENCODER_CONFIGS)}", repr(name))
-        return from_mapping(ENCODER_CONFIGS[name], options, where)
+        return from_named(ENCODER_CONFIGS, "an encoder's", value, where)
 
 
 @dataclass(frozen=True)
