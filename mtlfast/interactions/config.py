@@ -320,7 +320,7 @@ class MemoNetConfig(InteractionConfig):
         options = self._options()
         largest = options.pop("largest_fields")
         if largest is not None:
-            options["selected"] = _largest(sizes.vocab_sizes, largest)
+            options["selected"] = largest_fields("largest_fields", sizes.vocab_sizes, largest)
         inner = MemoNetInteraction(
             sizes.num_fields,
             sizes.embed_dim,
@@ -356,11 +356,12 @@ def _make(
     return method.make(num_fields, embed_dim, num_modules)
 
 
-def _largest(sizes: Sequence[int], count: int) -> list[int]:
-    """The fields with the ``count`` largest vocabularies, in the order of the fields."""
-    if not 1 <= count <= len(sizes):
-        raise bad("largest_fields", f"1 to {len(sizes)} fields", count)
-    return sorted(sorted(range(len(sizes)), key=lambda f: (-sizes[f], f))[:count])
+def largest_fields(option: str, vocab_sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """The ``count`` fields with the largest vocabularies, in order; ``option`` asks for them."""
+    if not 1 <= count <= len(vocab_sizes):
+        raise bad(option, f"from 1 to {len(vocab_sizes)} fields", count)
+    descending = sorted(range(len(vocab_sizes)), key=lambda f: -vocab_sizes[f])
+    return tuple(sorted(descending[:count]))
 
 
 INTERACTION_CONFIGS: dict[str, type[InteractionConfig]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from mtlfast._checks import check_count
 from mtlfast.errors import bad
 from mtlfast.heads import HeadConfig, ShareBottomConfig
+from mtlfast.interactions.config import largest_fields
 from mtlfast.models.sfm import MTL, MTLConfig
 from mtlfast.models.spec import DataSpec
 from mtlfast.nn import InterestFunction, MultiHashCodebook
@@ -88,7 +88,7 @@ class MemoNet(MTL):
         d, num_fields = config.embed_dim, len(spec.vocab_sizes)
         key_fields = config.key_fields
         if config.num_key_fields is not None:
-            key_fields = largest_fields(spec.vocab_sizes, config.num_key_fields)
+            key_fields = largest_fields("num_key_fields", spec.vocab_sizes, config.num_key_fields)
         memory = MultiHashCodebook(
             num_fields,
             config.num_codewords,
@@ -123,11 +123,3 @@ class MemoNet(MTL):
         fields = fields * self.scale
         memories = self.memory(ids, fields)
         return self.head(torch.cat((fields.flatten(1), memories.flatten(1)), dim=-1))
-
-
-def largest_fields(vocab_sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """The ``count`` fields with the largest vocabularies, in order; MemoNet's key fields."""
-    if not 1 <= count <= len(vocab_sizes):
-        raise bad("num_key_fields", f"from 1 to {len(vocab_sizes)} fields", count)
-    descending = sorted(range(len(vocab_sizes)), key=lambda f: -vocab_sizes[f])
-    return tuple(sorted(descending[:count]))
