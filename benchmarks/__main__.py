@@ -12,8 +12,8 @@ from dataclasses import replace
 from .cases import BACKENDS, DTYPES, MODES, STEMS, Job, full_jobs, quick_jobs, select
 
 _DESCRIPTION = """\
-Times the fused ops and the training step of DTRN against every baseline, interleaved in one
-process, each checked against the float64 reference first. Prints a table; writes results.json,
+Times the fused ops and the training steps of DTRN and DTN against every baseline, interleaved in
+one process, each checked against the float64 reference first. Prints a table; writes results.json,
 results.csv and plots. A run that was stopped goes on where it was when it is started again.
 """
 _EXAMPLES = """\

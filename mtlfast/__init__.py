@@ -33,6 +33,7 @@ _LAZY = {
 }
 _SUBMODULES = frozenset(
     {
+        "analysis",
         "data",
         "fuse",
         "heads",

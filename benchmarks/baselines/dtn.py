@@ -2,7 +2,7 @@
 
 What a good engineer writes from the paper: every group's modules are modules of their own, called
 one after the other. HCNet hashes with int64 tensors, the keys of the fields once, and shrinks
-before it restores. :func:`plain_dtn` takes over the weights of a :class:`mtlfast.models.DTN`.
+before it restores. :class:`PlainDTN` takes over the weights of a :class:`mtlfast.models.DTN`.
 """
 
 from __future__ import annotations
