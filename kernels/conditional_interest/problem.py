@@ -98,8 +98,7 @@ class Problem:
         return self.new(*shape, dtype=torch.float32)
 
     def constants(self, *names: str, **others: Any) -> dict[str, Any]:
-        known = self._constants
-        return {name: known[name] for name in names} | others
+        return {name: self._constants[name] for name in names} | others
 
     @property
     def strides(self) -> tuple[int, int]:

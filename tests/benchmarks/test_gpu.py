@@ -20,10 +20,10 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu import __main__ as command  # noqa: E402 (found through the path above)
-from benchmarks.gpu import deadline, entries, graphs, steps  # noqa: E402 (the same)
-from benchmarks.gpu.benchmark import plans, table  # noqa: E402 (the same)
-from benchmarks.gpu.worker import Lost, Worker  # noqa: E402 (the same)
+from benchmarks.gpu import __main__ as command  # noqa: E402 (by the path above)
+from benchmarks.gpu import deadline, entries, graphs, steps  # noqa: E402 (by the path above)
+from benchmarks.gpu.benchmark import plans, table  # noqa: E402 (by the path above)
+from benchmarks.gpu.worker import Lost, Worker  # noqa: E402 (by the path above)
 
 # As on a machine that has nothing but what the check needs: these packages are not there.
 BARE = """
