@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attend_backward.h"
+#include "attend_shared_backward.h"
 #include "decoder_tail_rows.h"
 #include "forward.h"
 
@@ -96,6 +97,7 @@ struct BackwardScratch {
   float* d_item;     // [candidates of the range][D]
   float* d_queries;  // [heads][candidates of the range][D]
   float *q, *d_q;    // [kTailRows][D]
+  SharedQueries<D> shared;
   int64_t rows, ld;
 
   // `batch_candidates`: the most that one batch of users serves; `range_candidates`: one range.
@@ -124,11 +126,12 @@ struct BackwardScratch {
     pair_d_head = a.take(static_cast<int64_t>(most) * D);
     d_scores = a.take(p.heads * group.score_stride);
     inverse = a.take(static_cast<int64_t>(most) * s.heads);
-    d_head = a.take(batch_candidates * p.tasks * D);
+    d_head = a.take((batch_candidates * p.tasks + kLanes) * D);
     d_item = a.take(range_candidates * D);
     d_queries = a.take(s.heads * range_candidates * D);
     q = a.take(static_cast<int64_t>(kTailRows) * D);
     d_q = a.take(static_cast<int64_t>(kTailRows) * D);
+    shared.layout(a, shares_users(p, kLeastSharing) ? range_candidates : 0);
     return a.used;
   }
 };
@@ -255,7 +258,27 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
     }
 }
 
-// From the absorbed queries' gradients to W_Q, W_K and the target items.
+template <int D>
+void load_items(const Problem& p, int64_t position, int count, Width w, float* items) {
+  for (int i = 0; i < count; ++i)
+    load_row(p.target.data, p.candidate_list[position + i] * p.target.row_stride,
+             p.target.column_stride, p.bf16, w, items + static_cast<int64_t>(i) * D);
+}
+
+// The queries of candidates [first_position, first_position + candidates), and no gradients yet.
+template <int D>
+void shared_queries(const Problem& p, const Packed<D>& packed, const Shape& s,
+                    int64_t first_position, int64_t candidates, BackwardScratch<D>& a) {
+  fill_zero(a.shared.d_q, candidates * D);
+  for (int64_t at = 0; at < candidates; at += kTailRows) {
+    const int rows = candidates - at < kTailRows ? static_cast<int>(candidates - at) : kTailRows;
+    load_items<D>(p, first_position + at, rows, s.width, a.q);
+    project<D>(a.q, packed.dq_t, rows, s, a.shared.q + at * D);
+  }
+}
+
+// From the gradients of the absorbed queries, and of those that were not, to W_Q, W_K and the
+// target items.
 template <int D>
 void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
                       int64_t first_position, int64_t candidates, const BackwardIO& io,
@@ -263,9 +286,7 @@ void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
   for (int64_t at = 0; at < candidates; at += kTailRows) {
     const int rows = candidates - at < kTailRows ? static_cast<int>(candidates - at) : kTailRows;
     float* item = a.tail.item;
-    for (int i = 0; i < rows; ++i)
-      load_row(p.target.data, p.candidate_list[first_position + at + i] * p.target.row_stride,
-               p.target.column_stride, p.bf16, s.width, item + static_cast<int64_t>(i) * D);
+    load_items<D>(p, first_position + at, rows, s.width, item);
     project<D>(item, packed.dq_t, rows, s, a.q);
     if (s.head_dim % kLanes != 0) fill_zero(a.d_q, static_cast<int64_t>(rows) * D);
     for (int h = 0; h < s.heads; ++h) {
@@ -284,6 +305,8 @@ void queries_backward(const Problem& p, const Packed<D>& packed, const Shape& s,
       g.k = s.d;
       gemm<D>(rows, w.columns, g);
     }
+    for (int64_t i = 0; shares_users(p, kLeastSharing) && i < int64_t{rows} * D; i += kLanes)
+      store(a.d_q + i, load(a.d_q + i) + load(a.shared.d_q + at * D + i));
     accumulate_weight<D>(a.d_q, item, rows, s.d, s, grad.decoder.q);
     float* d_item = a.d_item + at * D;
     project<D>(a.d_q, packed.dq, rows, s, d_item, d_item);
@@ -319,6 +342,9 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
   const int64_t candidates = last_position - first_position;
   fill_zero(a.d_item, candidates * D);
   fill_zero(a.d_queries, s.heads * candidates * D);
+  const int64_t sharing = sharing_threshold(p, kLeastSharing);
+  if (shares_users(p, kLeastSharing))
+    shared_queries<D>(p, packed, s, first_position, candidates, a);
   GroupScratch& gs = a.group;
 
   for (int behavior = 0; behavior < p.behaviors; ++behavior)
@@ -338,7 +364,7 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
       int64_t at_user = batch.first;
       for (int64_t position = batch_position; position < batch_end;) {
         const Group g =
-            next_group(p, behavior, batch, position, batch_end, kNeverShared, &at_user, most,
+            next_group(p, behavior, batch, position, batch_end, sharing, &at_user, most,
                        most_entries, gs.candidates, gs.lengths, gs.pairs, gs.slot_of_pair);
         tail_backward<D>(p, packed, s, behavior, g, io, grad, a,
                          a.d_item + (position - first_position) * D,
@@ -383,19 +409,37 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
           for (int r = 0; r < rows; r += kLanes)
             rows_to_columns<D>(encoded + static_cast<int64_t>(r) * D, s.width, a.encoded_t + r,
                                a.ld);
+          float* d_encoded = rows_of(a.d_encoded, t);
+          const int64_t table = grad.table_row<D>(p, t, behavior, 1);
+          SharedAttention<D> shared{packed,
+                                    s,
+                                    a.attention,
+                                    encoded,
+                                    packed.scale_row(p, t, behavior, 1),
+                                    packed.shift_row(p, t, behavior, 1),
+                                    d_encoded,
+                                    grad.scale + table,
+                                    grad.shift + table,
+                                    grad.decoder};
           at_user = batch.first;
           for (int64_t position = batch_position; position < batch_end;) {
             const Group g =
-                next_group(p, behavior, batch, position, batch_end, kNeverShared, &at_user, most,
+                next_group(p, behavior, batch, position, batch_end, sharing, &at_user, most,
                            most_entries, gs.candidates, gs.lengths, gs.pairs, gs.slot_of_pair);
-            if (g.num_pairs > 0) {
-              attention_backward<D>(p, packed, s, behavior, t, g,
-                                    a.d_head + (position - batch_position) * p.tasks * D, queries,
-                                    first_position, candidates, grad, encoded,
-                                    rows_of(a.d_encoded, t), a);
-            }
+            const float* d_head = a.d_head + (position - batch_position) * p.tasks * D;
+            const int64_t at = (position - first_position) * D;
             position = g.next;
+            if (g.num_pairs == 0) continue;
+            if (g.shared) {
+              shared.attend({gs.pairs[0].begin, gs.pairs[0].length}, a.shared.q + at,
+                            d_head + static_cast<int64_t>(t) * g.count * D, g.count,
+                            a.shared.d_q + at);
+            } else {
+              attention_backward<D>(p, packed, s, behavior, t, g, d_head, queries, first_position,
+                                    candidates, grad, encoded, d_encoded, a);
+            }
           }
+          shared.finish();
         }
         normalize_rows_backward<D>(a.d_encoded, a.encoded, stacked, s.width, a.rstd1);
         feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, stacked, a.hidden,

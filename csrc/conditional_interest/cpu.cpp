@@ -266,6 +266,23 @@ struct Call {
     return partitions;
   }
 
+  // The candidates' work divided by that of encoding the histories, which every part of the
+  // candidates repeats. FFNs and attention count.
+  double candidate_share() const {
+    const Problem& p = problem;
+    const double ffn = 2.0 * p.d * p.ffn, attention = 2.0 * p.d;  // multiply-adds of a row, a pair
+    double candidates = static_cast<double>(p.candidates * p.behaviors) * ffn * p.tasks;
+    double histories = static_cast<double>(tokens) * ffn * p.tasks + 1.0;
+    for (int64_t b = 0; b < p.behaviors; ++b)
+      for (int64_t u = 0; u < p.users; ++u) {
+        const auto length =
+            static_cast<double>(offsets[b * p.users + u + 1] - offsets[b * p.users + u]);
+        candidates += static_cast<double>(begin[u + 1] - begin[u]) * length * attention * p.tasks;
+        histories += length * length * attention;
+      }
+    return candidates / histories;
+  }
+
   // Packed weights, then the absorbed queries.
   Tensor prepare(bool for_backward, const Tensor& like, float** packed, float** queries) const {
     const Problem& p = problem;
@@ -335,22 +352,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   const int64_t users_per_item = call.users_per_item(wanted);
   const int64_t chunks = (p.users + users_per_item - 1) / users_per_item;
   // A few users with many candidates (a ranking request): candidates are split as well, which
-  // encodes the users' short sequences once per part.
+  // encodes the users' sequences once per part.
   constexpr int64_t kCandidatesPerPart = 128;
+  const int64_t items = chunks * p.behaviors;
   int64_t parts = 1;
-  if (!save && chunks * p.behaviors < wanted)
-    parts =
-        std::max<int64_t>(1, std::min((wanted + chunks * p.behaviors - 1) / (chunks * p.behaviors),
-                                      p.candidates / kCandidatesPerPart));
+  if (items < wanted && p.candidates >= 2 * kCandidatesPerPart) {
+    // As many as there are threads; more, for a fairer share, where that repeats little.
+    const int64_t least = (torch::stable::get_num_threads() + items - 1) / items;
+    const int64_t cheap = static_cast<int64_t>(call.candidate_share() / 4);
+    parts = std::min(
+        {(wanted + items - 1) / items, p.candidates / kCandidatesPerPart, std::max(least, cheap)});
+  }
   const int64_t part = (p.candidates + parts - 1) / parts;
-  for_each_item(chunks * p.behaviors * parts, call.kernel.forward_scratch(p),
-                [&](int64_t item, float* scratch) {
-                  const int64_t user = item / (p.behaviors * parts) * users_per_item;
-                  const int64_t first = item / p.behaviors % parts * part;
-                  call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors),
-                                      user, std::min(user + users_per_item, p.users), first,
-                                      std::min(first + part, p.candidates), outputs, scratch);
-                });
+  for_each_item(items * parts, call.kernel.forward_scratch(p), [&](int64_t item, float* scratch) {
+    const int64_t user = item / (p.behaviors * parts) * users_per_item;
+    const int64_t first = item / p.behaviors % parts * part;
+    ForwardOutputs to = outputs;
+    if (first > 0) to.normalized = to.rstd = nullptr;  // the first part's to save
+    call.kernel.forward(p, packed, queries, static_cast<int>(item % p.behaviors), user,
+                        std::min(user + users_per_item, p.users), first,
+                        std::min(first + part, p.candidates), to, scratch);
+  });
   if (p.twin != nullptr) copy_twins(p, twin_of, outputs);
   return {out, normalized, rstd, head};
 }
@@ -432,10 +454,14 @@ Gradients backward(Tensor grad_out, Tensor values, Tensor offsets, int64_t num_b
       std::max<int64_t>(1, std::min(kUsersPerRange, (p.users + most - 1) / most));
   const int64_t ranges = (p.users + users_per_range - 1) / users_per_range;
   // A few users with many candidates: candidates are split as well, each part computes its share
-  // of the users' gradients, and these are added up.
+  // of the users' gradients, and these are added up. Histories are a third of a part's work at
+  // most.
   constexpr int64_t kCandidatesPerPart = 256, kPieces = 16;
+  const double most_parts = call.candidate_share() / 2;
   int64_t parts = 1;
-  while (2 * parts * ranges <= kPieces && p.busiest >= 2 * parts * kCandidatesPerPart) parts *= 2;
+  while (2 * parts * ranges <= kPieces && p.busiest >= 2 * parts * kCandidatesPerPart &&
+         2.0 * static_cast<double>(parts) <= most_parts)
+    parts *= 2;
   const int64_t pieces = ranges * parts, partitions = std::min(most, pieces);
   struct Piece {
     int64_t user_begin, user_end, first, last;

@@ -100,9 +100,6 @@ inline Group next_group(const Problem& p, int behavior, const UserBatch& batch, 
 
 constexpr int kEntries = 512;  // score entries of one group of pairs, unless one sequence is longer
 
-// Groups of the backward are never shared.
-constexpr int64_t kNeverShared = int64_t{1} << 62;
-
 struct GroupScratch {
   int64_t* candidates;
   int *lengths, *slot_of_pair;

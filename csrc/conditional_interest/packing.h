@@ -164,14 +164,14 @@ inline void pack_head_windows(const float* src, const Shape& s, float* dst) {
 // From this many candidates of one user on, projecting the user's keys and values once is cheaper
 // than absorbing the projections into every candidate: 2 d^2 multiply-adds per token and task
 // against 2 (h - 1) d more per token, task and candidate, and the horizontal sums of the absorbed
-// form.
-inline int64_t sharing_threshold(const Problem& p) {
+// form. Below `least` too many lanes of a block of candidates are idle.
+inline int64_t sharing_threshold(const Problem& p, int64_t least = 8) {
   const int64_t d = p.d, absorbed = (p.heads - 1) * d + 64;
   const int64_t threshold = d * d / absorbed + 1;
-  return threshold < 8 ? 8 : threshold;
+  return threshold < least ? least : threshold;
 }
-inline bool shares_users(const Problem& p) {
-  return p.busiest >= sharing_threshold(p);
+inline bool shares_users(const Problem& p, int64_t least = 8) {
+  return p.busiest >= sharing_threshold(p, least);
 }
 
 template <int D>

@@ -47,8 +47,9 @@ inline bool fits_registers(int head_dim) {
 // One head of WIDTH features, for one vector of queries against all keys of their sequence: o = V
 // softmax(K q). Queries and sums stay in registers; scores [length][STRIDE] are written once and
 // read once. Where they are to be KEPT, they end as exponentials: the softmax is these times the
-// returned vector. Strides: ld of the columns, D of the rows of v.
-template <int D, int WIDTH, int STRIDE, bool KEPT>
+// returned vector; without SUMS that is all, and o is not written. Strides: ld of the columns, D of
+// the rows of v.
+template <int D, int WIDTH, int STRIDE, bool KEPT, bool SUMS = true>
 Vec attend_queries(const float* q, const float* k, int64_t ld, const float* v_rows, int length,
                    float* scores, float* o) {
   Vec query[WIDTH];
@@ -81,12 +82,14 @@ Vec attend_queries(const float* q, const float* k, int64_t ld, const float* v_ro
     const Vec e = exponential_below(load(scores + j * STRIDE), top);
     if constexpr (KEPT) store(scores + j * STRIDE, e);
     sum += e;
+    if constexpr (SUMS)
 #pragma GCC unroll 16
-    for (int c = 0; c < WIDTH; ++c) head[c] += broadcast(v_rows[j * D + c]) * e;
+      for (int c = 0; c < WIDTH; ++c) head[c] += broadcast(v_rows[j * D + c]) * e;
   }
   const Vec inverse = broadcast(1.0f) / sum;
+  if constexpr (SUMS)
 #pragma GCC unroll 16
-  for (int c = 0; c < WIDTH; ++c) store(o + c * ld, head[c] * inverse);
+    for (int c = 0; c < WIDTH; ++c) store(o + c * ld, head[c] * inverse);
   return inverse;
 }
 

@@ -98,16 +98,16 @@ void attend_queries_backward(const float* d_o, int64_t ld, const float* k_rows, 
 }
 
 // One head, queries [first, first + count) of a segment: weights and score gradients, and these
-// queries' columns of o_t and dq_t. Whole vectors are stored: what falls behind the last query
-// belongs to later ones, which are written after it.
-template <int D, int WIDTH>
+// queries' columns of dq_t and, where the SUMS are wanted, of o_t. Whole vectors are stored: what
+// falls behind the last query belongs to later ones, which are written after it.
+template <int D, int WIDTH, bool SUMS>
 void head_backward(const AttentionScratch<D>& a, const Segment& seg, int head, int first,
                    int count) {
   const int64_t row = int64_t{seg.begin} * D + head * WIDTH;
   const int64_t column = head * WIDTH * a.ld + seg.begin;
   for (int c = 0; c < count; c += kLanes) {
     const int64_t query = column + first + c;
-    const Vec inverse = attend_queries<D, WIDTH, kQueries, true>(
+    const Vec inverse = attend_queries<D, WIDTH, kQueries, true, SUMS>(
         a.q_t + query, a.k_t + column, a.ld, a.v + row, seg.length, a.scores + c, a.o_t + query);
     attend_queries_backward<D, WIDTH>(a.d_o_t + query, a.ld, a.k + row, a.v + row, seg.length,
                                       inverse, a.scores + c, a.d_scores + c, a.dq_t + query);
@@ -115,7 +115,7 @@ void head_backward(const AttentionScratch<D>& a, const Segment& seg, int head, i
 }
 
 // The same for heads of any width.
-template <int D>
+template <int D, bool SUMS>
 void wide_head_backward(const AttentionScratch<D>& a, const Segment& seg, int head, int head_dim,
                         int first, int count) {
   const int64_t row = int64_t{seg.begin} * D + head * head_dim;
@@ -151,14 +151,47 @@ void wide_head_backward(const AttentionScratch<D>& a, const Segment& seg, int he
   t.ldb = kQueries;
   t.ldc = a.ld;
   t.k = seg.length;
-  t.a = a.v + row;
-  t.b = a.scores;
-  t.c = a.o_t + query;
-  gemm<kTransposed>(head_dim, count, t);
+  if constexpr (SUMS) {
+    t.a = a.v + row;
+    t.b = a.scores;
+    t.c = a.o_t + query;
+    gemm<kTransposed>(head_dim, count, t);
+  }
   t.a = a.k + row;
   t.b = a.d_scores;
   t.c = a.dq_t + query;
   gemm<kTransposed>(head_dim, count, t);
+}
+
+// Queries [first, first + count) of one head against all keys of a segment: the columns of o_t and
+// dq_t as above, and what they add to dk and dv. `q` and `d_o` are rows from the segment's first
+// on, with zeros beside this head's columns inside its window.
+template <int D, bool SUMS>
+void head_block_backward(const AttentionScratch<D>& a, const Shape& s, const Segment& seg, int head,
+                         int first, int count, const float* q, const float* d_o) {
+  if (!fits_registers(s.head_dim))
+    wide_head_backward<D, SUMS>(a, seg, head, s.head_dim, first, count);
+  else if (s.head_dim == 8)
+    head_backward<D, 8, SUMS>(a, seg, head, first, count);
+  else
+    head_backward<D, 16, SUMS>(a, seg, head, first, count);
+  const HeadWindow w = head_window(head, s.head_dim);
+  const int64_t keys = static_cast<int64_t>(seg.begin) * D + w.start;
+  GemmTile g{};
+  g.ldb = D;
+  g.ldc = D;
+  g.ldr = D;
+  g.k = count;
+  g.a = a.scores;  // dv[key] += weights d_o
+  g.b = d_o + static_cast<int64_t>(first) * D;
+  g.c = a.dv + keys;
+  g.residual = g.c;
+  gemm<kQueries>(seg.length, w.columns, g);
+  g.a = a.d_scores;  // dk[key] += d_scores q
+  g.b = q + static_cast<int64_t>(first) * D;
+  g.c = a.dk + keys;
+  g.residual = g.c;
+  gemm<kQueries>(seg.length, w.columns, g);
 }
 
 // Gradients of the four square weights; q's is with respect to the scaled weight.
@@ -212,27 +245,7 @@ void self_attention_backward(const Packed<D>& packed, const Shape& s, const Atte
       }
       for (int first = 0; first < seg.length; first += kQueries) {
         const int count = seg.length - first < kQueries ? seg.length - first : kQueries;
-        if (!fits_registers(s.head_dim))
-          wide_head_backward<D>(a, seg, h, s.head_dim, first, count);
-        else if (s.head_dim == 8)
-          head_backward<D, 8>(a, seg, h, first, count);
-        else
-          head_backward<D, 16>(a, seg, h, first, count);
-        GemmTile g{};
-        g.ldb = D;
-        g.ldc = D;
-        g.ldr = D;
-        g.k = count;
-        g.a = a.scores;  // dv[key] += weights d_o
-        g.b = d_o + begin + static_cast<int64_t>(first) * D;
-        g.c = a.dv + begin + w.start;
-        g.residual = g.c;
-        gemm<kQueries>(seg.length, w.columns, g);
-        g.a = a.d_scores;  // dk[key] += d_scores q
-        g.b = q + begin + static_cast<int64_t>(first) * D;
-        g.c = a.dk + begin + w.start;
-        g.residual = g.c;
-        gemm<kQueries>(seg.length, w.columns, g);
+        head_block_backward<D, true>(a, s, seg, h, first, count, q + begin, d_o + begin);
       }
     }
   }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tolerance
@@ -126,6 +127,32 @@ def test_shared_users(num_users: int, num_candidates: int, d: int) -> None:
 @pytest.mark.parametrize("lengths", [[[30], [0]], [[5, 0, 12], [0, 0, 150]]])
 def test_users_with_many_candidates(lengths: list[list[int]], dtype: torch.dtype) -> None:
     case = make(lengths, d=24, num_tasks=2, num_candidates=1700, dtype=dtype, kinks=False)
+    check_tolerance(case)
+
+
+def busy_and_idle_users(**options: Any) -> Case:
+    """Users with few candidates between those with many, in no order."""
+    lengths = [[37, 5, 0, 1, 130, 2], [0, 40, 3, 17, 1, 9]]
+    counts = torch.tensor([150, 16, 15, 20, 70, 2])
+    case = make(lengths, num_candidates=int(counts.sum()), **options)
+    users = torch.arange(len(counts)).repeat_interleave(counts)
+    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(3))
+    return replace(case, user_index=users[order])
+
+
+# Heads of every kind of width, groups of several blocks of candidates, tasks that share a pass.
+@pytest.mark.parametrize(
+    ("d", "heads", "num_tasks"),
+    [
+        *((16, 2, 4), (24, 3, 2), (32, 2, 1), (32, 2, 4), (32, 1, 2), (40, 5, 9)),
+        *((64, 4, 4), (64, 2, 1), (96, 4, 5), (136, 4, 2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_busy_and_idle_users(d: int, heads: int, num_tasks: int, dtype: torch.dtype) -> None:
+    case = busy_and_idle_users(
+        d=d, d_f=2 * d, num_heads=heads, num_tasks=num_tasks, dtype=dtype, kinks=False
+    )
     check_tolerance(case)
 
 
@@ -537,6 +564,24 @@ def test_nan_in_a_sequence_stays_in_its_sample(dtype: torch.dtype, num_users: in
 def test_nan_in_a_target_stays_in_its_sample(dtype: torch.dtype) -> None:
     case = make([[3, 0, 5, 1, 2], [0, 4, 0, 0, 1]], dtype=dtype)
     _check_nan_stays(case, "target", (2, 9), None, 2)
+
+
+def test_nan_in_a_target_stays_away_from_other_candidates_of_its_user() -> None:
+    case = busy_and_idle_users(d=32, num_tasks=2)
+    assert case.user_index is not None
+    users = case.user_index
+    candidate = int((users == 0).nonzero()[70])
+    poisoned = nan_like(case, "target", (candidate, 9))
+    out, expected = fused(poisoned), fused(case)
+    others = torch.arange(len(out)) != candidate
+    assert bool(out[candidate].isnan().all())
+    assert torch.equal(out[others], expected[others])
+    upstream = upstream_of(case, out)
+    found, truth = poisoned.gradients(out, upstream), case.gradients(expected, upstream)
+    assert bool(found["target"][candidate].isnan().all())
+    assert torch.equal(found["target"][others], truth["target"][others])
+    elsewhere = case.sequences.segment_ids() % case.sequences.num_users != 0
+    assert torch.equal(found["values"][elsewhere], truth["values"][elsewhere])
 
 
 def _check_nan_stays(
