@@ -85,6 +85,7 @@ struct BackwardScratch {
   float *encoder_in, *encoded, *rstd1, *hidden;    // tasks at once; hidden [blocks][rows][kHidden]
   float* encoded_t;                                // [columns][ld] of one task as columns
   float *d_encoded, *d_encoder_in, *dh, *dx;
+  float* operands;  // of the FFNs, for bfloat16: three matrices of it
   AttentionScratch<D> attention;
   TailScratch<D> tail;
   GroupScratch group;
@@ -120,7 +121,10 @@ struct BackwardScratch {
     hidden = a.take(s.blocks * rows * kHidden);
     dh = a.take(rows * kHidden);
     attention.layout(a, s, rows, p.longest);
-    tail.layout(a, s, round_up(most * p.tasks, kLanes));
+    const int64_t tail_rows = round_up(most * p.tasks, kLanes);
+    tail.layout(a, s, tail_rows);
+    operands = a.take(s.bf16 ? (rows > tail_rows ? rows : tail_rows) * D * 3 / 2 : 0);
+    tail.operands = operands;
     group.layout(a, p);
     for (float** m : {&vectors, &d_pooled, &pooled, &d_values, &d_vectors}) *m = a.take(pair_block);
     pair_d_head = a.take(static_cast<int64_t>(most) * D);
@@ -164,7 +168,7 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
       load_grad_row(io.grad_out, p, candidate, t, behavior, s.width, tail.g3 + row);
     }
   }
-  const int64_t hidden_block = static_cast<int64_t>(rows) * kHidden;
+  const int64_t hidden_block = static_cast<int64_t>(rows + rows % 2) * kHidden;
   decoder_tail_rows<D>(p, packed, s, behavior, g.count, tail, hidden_block);
 
   auto through_norm = [&](int position, float* gradient, const float* normalized,
@@ -182,7 +186,7 @@ void tail_backward(const Problem& p, const Packed<D>& packed, const Shape& s, in
   };
   through_norm(3, tail.g3, tail.normalized3, tail.rstd3);
   feed_forward_backward<D>(packed.decoder, s, tail.x3, tail.g3, rows, tail.hidden, hidden_block,
-                           tail.dh, tail.g2, grad.decoder_ffn);
+                           tail.dh, tail.g2, grad.decoder_ffn, tail.operands);
   through_norm(2, tail.g2, tail.normalized2, tail.rstd2);
   for (int t = 0; t < p.tasks; ++t)
     for (int i = 0; i < g.count; ++i)
@@ -400,8 +404,8 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         for (int t = first; t < last; ++t)
           affine_rows<D>(a.normalized0, rows, s.width, packed.scale_row(p, t, behavior, 0),
                          packed.shift_row(p, t, behavior, 0), rows_of(a.encoder_in, t));
-        feed_forward<D>(packed.encoder, s, a.encoder_in, stacked, a.encoded, a.hidden,
-                        hidden_block);
+        feed_forward<D>(packed.encoder, s, a.encoder_in, stacked, a.encoded, a.hidden, hidden_block,
+                        a.operands);
         normalize_rows<D>(a.encoded, stacked, s.width, p.eps, a.rstd1);
         fill_zero(a.d_encoded, static_cast<int64_t>(stacked) * D);
         for (int t = first; t < last; ++t) {
@@ -443,7 +447,7 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         }
         normalize_rows_backward<D>(a.d_encoded, a.encoded, stacked, s.width, a.rstd1);
         feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, stacked, a.hidden,
-                                 hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn);
+                                 hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn, a.operands);
         for (int t = first; t < last; ++t) {
           const int64_t table = grad.table_row<D>(p, t, behavior, 0);
           affine_rows_backward<D>(rows_of(a.d_encoder_in, t), a.normalized0, rows, s.width,

@@ -20,6 +20,7 @@ struct TailScratch {
   float* rstd3;
   float* hidden;  // [blocks][rows][kHidden]
   float *g3, *g2, *dh;
+  float* operands;  // of the FFN
 
   void layout(Arena& a, const Shape& s, int64_t rows) {
     const int64_t block = rows * D;
@@ -51,7 +52,8 @@ void decoder_tail_rows(const Problem& p, const Packed<D>& packed, const Shape& s
     affine_rows<D>(a.normalized2 + static_cast<int64_t>(t) * pairs * D, pairs, s.width,
                    packed.scale_row(p, t, behavior, 2), packed.shift_row(p, t, behavior, 2),
                    a.x3 + static_cast<int64_t>(t) * pairs * D);
-  feed_forward<D>(packed.decoder, s, a.x3, rows, a.normalized3, a.hidden, hidden_block_stride);
+  feed_forward<D>(packed.decoder, s, a.x3, rows, a.normalized3, a.hidden, hidden_block_stride,
+                  a.operands);
   normalize_rows<D>(a.normalized3, rows, s.width, p.eps, a.rstd3);
 }
 

@@ -1,15 +1,19 @@
 // y = x + relu(x W1 + b1) W2 + b2 on rows, one block of hidden units at a time.
 #pragma once
 
-#include "packing.h"
+#include "feed_forward_bf16.h"
 
 namespace mtlfast {
 namespace MTLFAST_ISA {
 
-// x, y: [rows][D]; hidden: [rows][kHidden] scratch, or [blocks][rows_stride][kHidden] when kept.
+// x, y: [rows][D]; hidden is kept, [blocks][an even number of rows][kHidden]. `operands` is scratch
+// for bfloat16 activations alone (see there).
 template <int D>
 void feed_forward(const PackedFfn<D>& w, const Shape& s, const float* x, int rows, float* y,
-                  float* hidden, int64_t hidden_block_stride) {
+                  float* hidden, int64_t hidden_block_stride, [[maybe_unused]] float* operands) {
+#ifdef MTLFAST_BF16_PRODUCTS
+  if (s.bf16) return feed_forward_bf16<D>(w, s, x, rows, y, hidden, hidden_block_stride, operands);
+#endif
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);
     float* h = hidden + block * hidden_block_stride;
@@ -37,12 +41,6 @@ void feed_forward(const PackedFfn<D>& w, const Shape& s, const float* x, int row
   }
 }
 
-// Gradients of one transformer's FFN, in the layout of GradLayout: w1 [ffn][D], w2 [d][ffn stride].
-struct FfnGradients {
-  float *w1, *b1, *w2, *b2;
-  int ffn_stride;
-};
-
 // dh becomes zero where h is, and its sum over rows is added to `sum`, for NV vectors of columns of
 // rows of kHidden.
 template <int NV>
@@ -65,8 +63,13 @@ void relu_backward_columns(const float* h, int rows, float* dh, float* sum) {
 // weight gradients. `dh` is scratch of [rows][kHidden]; dx must not alias dy.
 template <int D>
 void feed_forward_backward(const PackedFfn<D>& w, const Shape& s, const float* x, const float* dy,
-                           int rows, const float* hidden, int64_t hidden_block_stride, float* dh,
-                           float* dx, const FfnGradients& grad) {
+                           int rows, float* hidden, int64_t hidden_block_stride, float* dh,
+                           float* dx, const FfnGradients& grad, [[maybe_unused]] float* operands) {
+#ifdef MTLFAST_BF16_PRODUCTS
+  if (s.bf16)
+    return feed_forward_backward_bf16<D>(w, s, x, dy, rows, hidden, hidden_block_stride, dh, dx,
+                                         grad, operands);
+#endif
   accumulate_rows<D>(dy, rows, s.width, grad.b2);
   for (int block = 0; block < s.blocks; ++block) {
     const int width = s.hidden_in(block);

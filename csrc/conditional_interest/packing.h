@@ -4,7 +4,7 @@
 
 #include <initializer_list>
 
-#include "../common/gemm_bf16.h"
+#include "../common/gemm_bf16_rows.h"
 #include "rows.h"
 
 namespace mtlfast {
@@ -63,6 +63,12 @@ struct Shape {
   }
 };
 
+// Gradients of one transformer's FFN, in the layout of GradLayout: w1 [ffn][D], w2 [d][ffn stride].
+struct FfnGradients {
+  float *w1, *b1, *w2, *b2;
+  int ffn_stride;
+};
+
 template <int D>
 struct PackedFfn {
   float* w1;           // [blocks * kHidden][D]
@@ -73,6 +79,8 @@ struct PackedFfn {
   float* w2_t;         // [blocks * kHidden][D]        (backward)
   uint32_t* w1_pairs;  // [blocks * kHidden][D / 2] bfloat16 pairs, for bfloat16 activations
   uint32_t* w2_pairs;  // [blocks][d][kHidden / 2]
+  // backward for bfloat16 activations: the rows of w1_t, w2_t, w1 and w2 interleaved by twos
+  uint32_t *w1_t_twos, *w2_t_twos, *w1_twos, *w2_twos;
 
   void layout(Arena& a, const Shape& s) {
     const int64_t hidden = static_cast<int64_t>(s.blocks) * kHidden;
@@ -84,6 +92,10 @@ struct PackedFfn {
     w2 = a.take(hidden * s.d);
     w1_pairs = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * D / 2 : 0));
     w2_pairs = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * s.d / 2 : 0));
+    for (uint32_t** m : {&w1_t_twos, &w2_twos})
+      *m = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * s.d / 2 : 0));
+    for (uint32_t** m : {&w2_t_twos, &w1_twos})
+      *m = reinterpret_cast<uint32_t*>(a.take(s.bf16 ? hidden * D / 2 : 0));
   }
 
   void fill(const Transformer& t, const Shape& s, bool for_backward) const {
@@ -119,6 +131,13 @@ struct PackedFfn {
           w2_t[int64_t{first + j} * D + i] = t.w2[int64_t{i} * s.ffn + first + j];
         }
     }
+#ifdef MTLFAST_BF16_PRODUCTS
+    if (!s.bf16) return;
+    interleave_rows(w1_t, s.blocks * s.d, kHidden, kHidden, w1_t_twos);
+    interleave_rows(w2, s.blocks * s.d, kHidden, kHidden, w2_twos);
+    interleave_rows(w2_t, static_cast<int>(hidden), D, D, w2_t_twos);
+    interleave_rows(w1, static_cast<int>(hidden), D, D, w1_twos);
+#endif
   }
 };
 
