@@ -2,7 +2,7 @@
 // and gradients stay float32. Hidden units are kept twice, as rows and interleaved by twos.
 #pragma once
 
-#include "../common/gemm_bf16_rows.h"
+#include "gemm_bf16_rows.h"
 #include "packing.h"
 
 #ifdef MTLFAST_BF16_PRODUCTS

@@ -4,7 +4,7 @@
 
 #include <initializer_list>
 
-#include "../common/gemm_bf16_rows.h"
+#include "gemm_bf16_rows.h"
 #include "rows.h"
 
 namespace mtlfast {

@@ -6,7 +6,7 @@
 // where a gradient contracts over rows.
 #pragma once
 
-#include "gemm_bf16.h"
+#include "../common/gemm_bf16.h"
 
 #ifdef MTLFAST_BF16_PRODUCTS
 
