@@ -191,10 +191,11 @@ def full_jobs() -> list[Job]:
         for shape in SHAPES
         for b in (1, 8, 64, 512)
     ]
-    # Impression logs: several candidates per user.
+    # Impression logs: several candidates per user, up to all of one.
     jobs += [
-        Job(training_case(shape, 32, users=256), both, (2,), (*_PLAIN, "repeated"), seconds=10.0)
+        Job(training_case(shape, 32, users=users), both, (2,), (*_PLAIN, "repeated"), seconds=10.0)
         for shape in SHAPES
+        for users in (256, 16, 1)
     ]
     jobs += [Job(training_case("tenrec", 128, num_heads=4), both, (2,), _PLAIN)]
     jobs += [

@@ -95,14 +95,18 @@ std::vector<Tensor> forward_backward(const Inputs& in) {
   return results;
 }
 
-void check_against_portable(const Inputs& in, double tolerance) {
+// In bfloat16 instruction sets that multiply pairs round the FFNs' operands, the others only inputs
+// and results: 0.2 % each, a handful of times on the way to a gradient. The rule for errors against
+// float64 is the Python tests'.
+void check_against_portable(const Inputs& in) {
+  const bool rounds = in.values.scalar_type() == ScalarType::BFloat16;
   const std::vector<Tensor> results = forward_backward(in);
   for (const Tensor& t : results) CHECK(finite(t));
   CHECK(difference(forward(in, false)[0], results[0]) == 0.0);
   with_isa("portable", [&] {
     const std::vector<Tensor> expected = forward_backward(in);
     for (size_t i = 0; i < results.size(); ++i)
-      CHECK_CLOSE(difference(results[i], expected[i]), 0.0, tolerance);
+      CHECK_CLOSE(difference(results[i], expected[i]), 0.0, !rounds ? 2e-4 : i == 0 ? 0.004 : 0.03);
   });
 }
 
@@ -115,43 +119,47 @@ TEST(interest_ragged_shapes) {
   for (const auto& [d, ffn, heads] : widths) {
     const int64_t tasks = r.integer(1, 6), behaviors = r.integer(1, 5);
     check_against_portable(make(r, r.integer(1, 40), std::nullopt, tasks, behaviors, d, ffn, heads,
-                                20, ScalarType::Float),
-                           2e-4);
+                                20, ScalarType::Float));
   }
 }
 
 TEST(interest_bfloat16) {
   Random r(2);
   for (const int64_t d : {8, 16, 32, 40}) {
-    check_against_portable(make(r, 19, std::nullopt, 3, 2, d, 2 * d, 2, 20, ScalarType::BFloat16),
-                           0.004);
+    check_against_portable(make(r, 19, std::nullopt, 3, 2, d, 2 * d, 2, 20, ScalarType::BFloat16));
   }
+  check_against_portable(make(r, 5, std::nullopt, 1, 1, 136, 200, 4, 9, ScalarType::BFloat16));
+  check_against_portable(make(r, 2, 81, 1, 2, 24, 72, 3, 9, ScalarType::BFloat16));
 }
 
 TEST(interest_shared_users) {
   Random r(3);
   for (const int64_t candidates : {1, 5, 40, 300}) {
-    check_against_portable(make(r, 3, candidates, 4, 2, 16, 32, 2, 30, ScalarType::Float), 2e-4);
+    check_against_portable(make(r, 3, candidates, 4, 2, 16, 32, 2, 30, ScalarType::Float));
   }
+  // Heads of one vector, of several, of parts of one; a whole group of candidates of one task.
+  const int64_t widths[][3] = {{24, 3, 2}, {32, 2, 1}, {40, 1, 3}, {64, 2, 2}, {136, 4, 5}};
+  for (const auto& [d, heads, tasks] : widths)
+    check_against_portable(make(r, 3, 210, tasks, 2, d, d, heads, 30, ScalarType::Float));
 }
 
 // The backward splits the candidates of few users, a part may find none of a user's.
 TEST(interest_busy_users) {
   Random r(8);
-  check_against_portable(make(r, 1, 600, 2, 2, 16, 32, 2, 30, ScalarType::Float), 2e-4);
-  check_against_portable(make(r, 3, 1900, 1, 2, 8, 8, 1, 9, ScalarType::Float), 2e-4);
-  check_against_portable(make(r, 1, 600, 1, 1, 16, 16, 2, 30, ScalarType::BFloat16), 0.004);
+  check_against_portable(make(r, 1, 600, 2, 2, 16, 32, 2, 30, ScalarType::Float));
+  check_against_portable(make(r, 3, 1900, 1, 2, 8, 8, 1, 9, ScalarType::Float));
+  check_against_portable(make(r, 1, 600, 1, 1, 16, 16, 2, 30, ScalarType::BFloat16));
 }
 
 TEST(interest_long_sequences) {
   Random r(4);
-  check_against_portable(make(r, 5, std::nullopt, 2, 1, 16, 16, 2, 700, ScalarType::Float), 2e-4);
+  check_against_portable(make(r, 5, std::nullopt, 2, 1, 16, 16, 2, 700, ScalarType::Float));
 }
 
 TEST(interest_nothing_to_do) {
   Random r(5);
   Inputs all_empty = make(r, 7, std::nullopt, 2, 3, 16, 16, 2, 0, ScalarType::Float);
-  check_against_portable(all_empty, 2e-4);
+  check_against_portable(all_empty);
   Inputs nobody = make(r, 0, std::nullopt, 2, 3, 16, 16, 2, 0, ScalarType::Float);
   CHECK(forward_backward(nobody)[0].numel() == 0);
   Inputs no_candidates = make(r, 4, 0, 2, 3, 16, 16, 2, 9, ScalarType::Float);
