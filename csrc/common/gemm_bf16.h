@@ -42,28 +42,36 @@ struct Bf16Tile {
   float scale = 1.0f;  // of the product, before anything is added
 };
 
+// sums[m][v] = the products of `depth` pairs in a register tile. LDA as in gemm.h, in pairs; `lda`
+// for kTransposed alone: A[k * lda + m].
 template <int MR, int NV, int LDA>
-void bf16_tile(const Bf16Tile& g) {
-  Vec acc[MR][NV];
+MTLFAST_INLINE void multiply_pairs(const Bf16Pair* __restrict a, int64_t lda,
+                                   const Bf16Pair* __restrict b, int64_t ldb, int depth,
+                                   Vec (&sums)[MR][NV]) {
 #pragma GCC unroll 32
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = zero();
-  const Bf16Pair* __restrict a = g.a;
-  const Bf16Pair* __restrict b = g.b;
-  for (int k = 0; k < g.k; ++k) {
+    for (int v = 0; v < NV; ++v) sums[m][v] = zero();
+  for (int k = 0; k < depth; ++k) {
     __m512bh bv[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) bv[v] = (__m512bh)_mm512_loadu_si512(b + v * kLanes);
 #pragma GCC unroll 32
     for (int m = 0; m < MR; ++m) {
-      const __m512bh am = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[m * LDA]));
+      const Bf16Pair pair = a[LDA == kTransposed ? m : m * LDA];
+      const __m512bh am = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], am, bv[v]);
+      for (int v = 0; v < NV; ++v) sums[m][v] = _mm512_dpbf16_ps(sums[m][v], am, bv[v]);
     }
-    ++a;
-    b += g.ldb;
+    a += LDA == kTransposed ? lda : 1;
+    b += ldb;
   }
+}
+
+template <int MR, int NV, int LDA>
+void bf16_tile(const Bf16Tile& g) {
+  Vec acc[MR][NV];
+  multiply_pairs<MR, NV, LDA>(g.a, 0, g.b, g.ldb, g.k, acc);
   if (g.scale != 1.0f) {
 #pragma GCC unroll 32
     for (int m = 0; m < MR; ++m)

@@ -14,6 +14,14 @@ struct Pair {  // one candidate attending to one non-empty sequence
   int position;  // of the candidate, in the order of candidate_list
 };
 
+// The target items of `count` candidates from a position of candidate_list on.
+template <int D>
+void load_items(const Problem& p, int64_t position, int count, Width w, float* items) {
+  for (int i = 0; i < count; ++i)
+    load_row(p.target.data, p.candidate_list[position + i] * p.target.row_stride,
+             p.target.column_stride, p.bf16, w, items + static_cast<int64_t>(i) * D);
+}
+
 // vectors[p][h] = scale * source[position(p)][h]
 template <int D>
 void scaled_vectors(const Pair* pairs, int count, const Shape& s, const float* scale,

@@ -85,7 +85,6 @@ struct BackwardScratch {
   float *encoder_in, *encoded, *rstd1, *hidden;    // tasks at once; hidden [blocks][rows][kHidden]
   float* encoded_t;                                // [columns][ld] of one task as columns
   float *d_encoded, *d_encoder_in, *dh, *dx;
-  float* operands;  // of the FFNs, for bfloat16: three matrices of it
   AttentionScratch<D> attention;
   TailScratch<D> tail;
   GroupScratch group;
@@ -123,8 +122,7 @@ struct BackwardScratch {
     attention.layout(a, s, rows, p.longest);
     const int64_t tail_rows = round_up(most * p.tasks, kLanes);
     tail.layout(a, s, tail_rows);
-    operands = a.take(s.bf16 ? (rows > tail_rows ? rows : tail_rows) * D * 3 / 2 : 0);
-    tail.operands = operands;
+    tail.operands = a.take(s.bf16 ? (rows > tail_rows ? rows : tail_rows) * D * 3 / 2 : 0);
     group.layout(a, p);
     for (float** m : {&vectors, &d_pooled, &pooled, &d_values, &d_vectors}) *m = a.take(pair_block);
     pair_d_head = a.take(static_cast<int64_t>(most) * D);
@@ -260,13 +258,6 @@ void attention_backward(const Problem& p, const Packed<D>& packed, const Shape& 
       float* sum = grad.scale + table + c;
       store(sum, load(sum) + d_scale);
     }
-}
-
-template <int D>
-void load_items(const Problem& p, int64_t position, int count, Width w, float* items) {
-  for (int i = 0; i < count; ++i)
-    load_row(p.target.data, p.candidate_list[position + i] * p.target.row_stride,
-             p.target.column_stride, p.bf16, w, items + static_cast<int64_t>(i) * D);
 }
 
 // The queries of candidates [first_position, first_position + candidates), and no gradients yet.
@@ -405,7 +396,7 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
           affine_rows<D>(a.normalized0, rows, s.width, packed.scale_row(p, t, behavior, 0),
                          packed.shift_row(p, t, behavior, 0), rows_of(a.encoder_in, t));
         feed_forward<D>(packed.encoder, s, a.encoder_in, stacked, a.encoded, a.hidden, hidden_block,
-                        a.operands);
+                        a.tail.operands);
         normalize_rows<D>(a.encoded, stacked, s.width, p.eps, a.rstd1);
         fill_zero(a.d_encoded, static_cast<int64_t>(stacked) * D);
         for (int t = first; t < last; ++t) {
@@ -447,7 +438,8 @@ void backward_range(const Problem& p, const Packed<D>& packed, const float* quer
         }
         normalize_rows_backward<D>(a.d_encoded, a.encoded, stacked, s.width, a.rstd1);
         feed_forward_backward<D>(packed.encoder, s, a.encoder_in, a.d_encoded, stacked, a.hidden,
-                                 hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn, a.operands);
+                                 hidden_block, a.dh, a.d_encoder_in, grad.encoder_ffn,
+                                 a.tail.operands);
         for (int t = first; t < last; ++t) {
           const int64_t table = grad.table_row<D>(p, t, behavior, 0);
           affine_rows_backward<D>(rows_of(a.d_encoder_in, t), a.normalized0, rows, s.width,

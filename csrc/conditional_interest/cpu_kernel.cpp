@@ -57,9 +57,7 @@ void queries(const Problem& p, const float* packed, int64_t begin, int64_t end, 
     float* q = scratch + int64_t{kTailRows} * D;
     for (int64_t at = begin; at < end; at += kTailRows) {
       const int rows = end - at < kTailRows ? static_cast<int>(end - at) : kTailRows;
-      for (int i = 0; i < rows; ++i)
-        load_row(p.target.data, p.candidate_list[at + i] * p.target.row_stride,
-                 p.target.column_stride, p.bf16, s.width, item + int64_t{i} * D);
+      load_items<D>(p, at, rows, s.width, item);
       absorbed_queries<D>(view, s, item, rows, q, to + at * s.heads * D);
     }
   });

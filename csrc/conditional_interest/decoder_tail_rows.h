@@ -20,7 +20,7 @@ struct TailScratch {
   float* rstd3;
   float* hidden;  // [blocks][rows][kHidden]
   float *g3, *g2, *dh;
-  float* operands;  // of the FFN
+  float* operands;  // of both FFNs, for bfloat16: three matrices of it
 
   void layout(Arena& a, const Shape& s, int64_t rows) {
     const int64_t block = rows * D;

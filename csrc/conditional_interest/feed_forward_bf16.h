@@ -35,34 +35,34 @@ void feed_forward_bf16(const PackedFfn<D>& w, const Shape& s, const float* x, in
     const float* bias = w.b1 + block * kHidden;
     const Bf16Product up{x_rows, 0, w.w1_t_twos + int64_t{block} * (s.d / 2) * kHidden, kHidden,
                          s.d / 2};
-    bf16_product<D / 2>(even, width, up, [&](auto& sums, int row, int column) {
-      constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
-      constexpr int kVectors = sizeof(sums[0]) / sizeof(Vec);
+    bf16_product<D / 2>(even, width, up,
+                        [&]<int ROWS, int VECTORS>(Vec(&sums)[ROWS][VECTORS], int row, int column) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const Vec b = load(bias + column + v * kLanes);
+                          for (int v = 0; v < VECTORS; ++v) {
+                            const Vec b = load(bias + column + v * kLanes);
 #pragma GCC unroll 32
-        for (int m = 0; m < kRows; ++m) sums[m][v] = relu(sums[m][v] + b);
-      }
-      store_bf16_rows(sums, h.rows + int64_t{row} * (kHidden / 2) + column / 2, kHidden / 2,
-                      h.interleaved + int64_t{row} / 2 * kHidden + column, kHidden);
-    });
+                            for (int m = 0; m < ROWS; ++m) sums[m][v] = relu(sums[m][v] + b);
+                          }
+                          store_bf16_rows(
+                              sums, h.rows + int64_t{row} * (kHidden / 2) + column / 2, kHidden / 2,
+                              h.interleaved + int64_t{row} / 2 * kHidden + column, kHidden);
+                        });
     const Bf16Product down{h.rows, 0, w.w2_t_twos + int64_t{block} * (kHidden / 2) * D, D,
                            width / 2};
     const float* residual = block == 0 ? x : y;
-    bf16_product<kHidden / 2>(even, s.d, down, [&](auto& sums, int row, int column) {
-      constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
-      constexpr int kVectors = sizeof(sums[0]) / sizeof(Vec);
-      const int64_t at = int64_t{row} * D + column;
+    bf16_product<kHidden / 2>(
+        even, s.d, down,
+        [&]<int ROWS, int VECTORS>(Vec(&sums)[ROWS][VECTORS], int row, int column) {
+          const int64_t at = int64_t{row} * D + column;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const Vec b = block == 0 ? load(w.b2 + column + v * kLanes) : zero();
+          for (int v = 0; v < VECTORS; ++v) {
+            const Vec b = block == 0 ? load(w.b2 + column + v * kLanes) : zero();
 #pragma GCC unroll 32
-        for (int m = 0; m < kRows; ++m)
-          store(y + at + m * D + v * kLanes,
-                sums[m][v] + b + load(residual + at + m * D + v * kLanes));
-      }
-    });
+            for (int m = 0; m < ROWS; ++m)
+              store(y + at + m * D + v * kLanes,
+                    sums[m][v] + b + load(residual + at + m * D + v * kLanes));
+          }
+        });
   }
 }
 
@@ -87,13 +87,11 @@ void feed_forward_backward_bf16(const PackedFfn<D>& w, const Shape& s, const flo
     const HiddenPairs h(hidden + block * hidden_block_stride, even);
 
     auto add_to = [&](float* to, int64_t ld) {
-      return [to, ld](auto& sums, int row, int column) {
-        constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
-        constexpr int kVectors = sizeof(sums[0]) / sizeof(Vec);
+      return [to, ld]<int ROWS, int VECTORS>(Vec(&sums)[ROWS][VECTORS], int row, int column) {
 #pragma GCC unroll 32
-        for (int m = 0; m < kRows; ++m)
+        for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
+          for (int v = 0; v < VECTORS; ++v) {
             float* at = to + (row + m) * ld + column + v * kLanes;
             store(at, load(at) + sums[m][v]);
           }
@@ -106,28 +104,29 @@ void feed_forward_backward_bf16(const PackedFfn<D>& w, const Shape& s, const flo
     float* b1 = grad.b1 + block * kHidden;  // dh = dy W2 where h is positive
     const Bf16Product up{dy_rows, 0, w.w2_twos + int64_t{block} * (s.d / 2) * kHidden, kHidden,
                          s.d / 2};
-    bf16_product<D / 2>(even, width, up, [&](auto& sums, int row, int column) {
-      constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
-      constexpr int kVectors = sizeof(sums[0]) / sizeof(Vec);
-      const int64_t at = int64_t{row} / 2 * kHidden + column;
+    bf16_product<D / 2>(even, width, up,
+                        [&]<int ROWS, int VECTORS>(Vec(&sums)[ROWS][VECTORS], int row, int column) {
+                          const int64_t at = int64_t{row} / 2 * kHidden + column;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Vec total = zero();
+                          for (int v = 0; v < VECTORS; ++v) {
+                            Vec total = zero();
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows / 2; ++m) {
-          const __m512i pair = _mm512_loadu_si512(h.interleaved + at + m * kHidden + v * kLanes);
-          const Vec first = (Vec)_mm512_slli_epi32(pair, 16);
-          const Vec second = (Vec)_mm512_and_si512(pair, _mm512_set1_epi32(~0xffff));
-          sums[2 * m][v] = relu_backward(first, sums[2 * m][v]);
-          sums[2 * m + 1][v] = relu_backward(second, sums[2 * m + 1][v]);
-          total += sums[2 * m][v] + sums[2 * m + 1][v];
-        }
-        float* sum = b1 + column + v * kLanes;
-        store(sum, load(sum) + total);
-      }
-      store_bf16_rows(sums, g.rows + int64_t{row} * (kHidden / 2) + column / 2, kHidden / 2,
-                      g.interleaved + at, kHidden);
-    });
+                            for (int m = 0; m < ROWS / 2; ++m) {
+                              const __m512i pair =
+                                  _mm512_loadu_si512(h.interleaved + at + m * kHidden + v * kLanes);
+                              const Vec first = (Vec)_mm512_slli_epi32(pair, 16);
+                              const Vec second =
+                                  (Vec)_mm512_and_si512(pair, _mm512_set1_epi32(~0xffff));
+                              sums[2 * m][v] = relu_backward(first, sums[2 * m][v]);
+                              sums[2 * m + 1][v] = relu_backward(second, sums[2 * m + 1][v]);
+                              total += sums[2 * m][v] + sums[2 * m + 1][v];
+                            }
+                            float* sum = b1 + column + v * kLanes;
+                            store(sum, load(sum) + total);
+                          }
+                          store_bf16_rows(sums, g.rows + int64_t{row} * (kHidden / 2) + column / 2,
+                                          kHidden / 2, g.interleaved + at, kHidden);
+                        });
 
     // dW1[hidden][d] += dh^T x
     bf16_product<kTransposed>(width, s.d, {g.interleaved, kHidden, x_pairs, D, even / 2},
@@ -135,17 +134,17 @@ void feed_forward_backward_bf16(const PackedFfn<D>& w, const Shape& s, const flo
 
     const float* residual = block == 0 ? dy : dx;  // dx (+)= dh W1
     const Bf16Product down{g.rows, 0, w.w1_twos + int64_t{block} * (kHidden / 2) * D, D, width / 2};
-    bf16_product<kHidden / 2>(even, s.d, down, [&](auto& sums, int row, int column) {
-      constexpr int kRows = sizeof(sums) / sizeof(sums[0]);
-      constexpr int kVectors = sizeof(sums[0]) / sizeof(Vec);
-      const int64_t at = int64_t{row} * D + column;
+    bf16_product<kHidden / 2>(
+        even, s.d, down,
+        [&]<int ROWS, int VECTORS>(Vec(&sums)[ROWS][VECTORS], int row, int column) {
+          const int64_t at = int64_t{row} * D + column;
 #pragma GCC unroll 32
-      for (int m = 0; m < kRows; ++m)
+          for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-          store(dx + at + m * D + v * kLanes,
-                sums[m][v] + load(residual + at + m * D + v * kLanes));
-    });
+            for (int v = 0; v < VECTORS; ++v)
+              store(dx + at + m * D + v * kLanes,
+                    sums[m][v] + load(residual + at + m * D + v * kLanes));
+        });
   }
 }
 

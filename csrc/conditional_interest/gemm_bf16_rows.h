@@ -25,27 +25,8 @@ struct Bf16Product {
 template <int MR, int NV, int LDA, typename Finish>
 void bf16_product_tile(const Bf16Product& g, int row, int column, Finish& finish) {
   Vec sums[MR][NV];
-#pragma GCC unroll 32
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sums[m][v] = zero();
-  const Bf16Pair* __restrict a = g.a + (LDA == kTransposed ? row : static_cast<int64_t>(row) * LDA);
-  const Bf16Pair* __restrict b = g.b + column;
-  const int64_t a_step = LDA == kTransposed ? g.lda : 1;
-  for (int k = 0; k < g.k; ++k) {
-    __m512bh bv[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = (__m512bh)_mm512_loadu_si512(b + v * kLanes);
-#pragma GCC unroll 32
-    for (int m = 0; m < MR; ++m) {
-      const Bf16Pair pair = a[LDA == kTransposed ? m : m * LDA];
-      const __m512bh am = (__m512bh)_mm512_set1_epi32(static_cast<int>(pair));
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sums[m][v] = _mm512_dpbf16_ps(sums[m][v], am, bv[v]);
-    }
-    a += a_step;
-    b += g.ldb;
-  }
+  const int64_t start = LDA == kTransposed ? row : int64_t{row} * LDA;
+  multiply_pairs<MR, NV, LDA>(g.a + start, g.lda, g.b + column, g.ldb, g.k, sums);
   finish(sums, row, column);
 }
 
