@@ -34,7 +34,9 @@ using torch::stable::Tensor;
 
 constexpr int64_t kChunkElements = 65536;  // of the output per chunk, at least, ...
 constexpr int64_t kFewestRows = 32;        // ... in no fewer rows than this,
-constexpr int64_t kEnoughRows = 512;       // and no more than this
+constexpr int64_t kEnoughRows = 512;       // and no more than this; more, ...
+constexpr int64_t kMostRows = 4096;        // ... up to this, where there are ...
+constexpr int64_t kEnoughChunks = 64;      // ... chunks for every thread
 constexpr int64_t kRowsPerPartial = 8;     // rows of output per row of partial sums, at least
 constexpr int64_t kMaxChunks = 1024;       // bounds the memory of the partial sums
 constexpr int64_t kGrainElements = 16384;  // elements that are worth waking a thread
@@ -303,11 +305,19 @@ Problem problem(const Loops& loops, const Inputs& in, double eps) {
   return p;
 }
 
-bool all_float32(const Problem& p, std::initializer_list<Kind> others) {
-  bool all = p.x.kind == Kind::float32 && p.scale.kind == Kind::float32;
-  if (p.residual.data != nullptr) all = all && p.residual.kind == Kind::float32;
-  for (const Kind kind : others) all = all && kind == Kind::float32;
+// Whether all rows that are read or written for every i have x's dtype.
+bool uniform(const Problem& p, std::initializer_list<const Rows*> written) {
+  const auto fits = [&](const Rows& r) { return r.kind == p.x.kind; };
+  bool all = p.residual.data == nullptr || fits(p.residual);
+  for (const Rows* table : {&p.scale, &p.shift}) all = all && (table->step == 0 || fits(*table));
+  for (const Rows* rows : written) all = all && fits(*rows);
   return all;
+}
+
+// Whether rows are taken in the order that Problem::runs describes. Decided by shapes, not strides,
+// for sums depend on it.
+bool runs(const Problem& p) {
+  return p.shared == 1 && p.scale.step == 0 && p.shift.step == 0 && p.statistics.step == 1;
 }
 
 class Scratch {
@@ -353,12 +363,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
   loops.add_contiguous(kOut, in.out, in.d);
   loops.finish();
   Problem p = problem(loops, in, eps);
-  p.all_float32 = all_float32(p, {p.shift.kind, kind_of("out", dtype)});
   if (save_for_backward) {
     p.mean = mean.mutable_data_ptr<float>();
     p.rstd = rstd.mutable_data_ptr<float>();
   }
   const Rows rows = loops.result(kOut, out);
+  p.uniform = uniform(p, {&rows});
+  p.runs = runs(p);
   const auto kernel = MTLFAST_SELECT_ISA(conditional_layer_norm_forward);
   const int64_t grain = divide_up(kGrainElements, p.minor * p.shared * p.d);
   torch::stable::parallel_for(0, loops.major.size, grain, [&](int64_t begin, int64_t end) {
@@ -398,7 +409,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     return {grad_x, grad_scale, grad_shift, grad_residual};
 
   const Tensor grad = unit_last_stride(grad_out);
-  const Kind grad_kind = kind_of("grad_out", grad.scalar_type());
   Loops loops(in.out);
   add_inputs(loops, in);
   loops.add(kOut, grad);
@@ -413,9 +423,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   b.problem.mean = const_cast<float*>(mean.const_data_ptr<float>());
   b.problem.rstd = const_cast<float*>(rstd.const_data_ptr<float>());
   b.grad_out = loops.rows(kOut, grad);
-  // Of narrow rows there are few bytes per instruction: the hardware's own prefetching suffices.
-  b.grad_out.far = b.grad_out.far && row_bytes(grad) >= 2 * kCacheLine;
-  b.problem.all_float32 = all_float32(b.problem, {grad_kind});
+  b.problem.uniform = uniform(b.problem, {&b.grad_out});
   const int64_t width = b.problem.width;
 
   int64_t partials_per_chunk = 0, most_sums = 0;
@@ -423,8 +431,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     Gradient g;
     if (!needed) return g;
     g = loops.gradient(operand, to, over_shared, width);
-    b.problem.all_float32 =
-        b.problem.all_float32 && (g.sum != Sum::direct || g.rows.kind == Kind::float32);
+    if (g.sum == Sum::direct)
+      b.problem.uniform = b.problem.uniform && uniform(b.problem, {&g.rows});
     if (g.sum == Sum::per_chunk) {
       g.partial = partials_per_chunk;
       partials_per_chunk += g.count * width;
@@ -438,7 +446,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   b.residual = gradient(need_residual, kGradResidual, grad_residual, false);
 
   const int64_t major = loops.major.size, rows_each = b.problem.minor * b.problem.shared;
-  const int64_t chunk_rows = std::clamp(kChunkElements / in.d, kFewestRows, kEnoughRows);
+  const int64_t least_rows = std::clamp(kChunkElements / in.d, kFewestRows, kEnoughRows);
+  const int64_t chunk_rows = std::clamp(product(in.out) / kEnoughChunks, least_rows, kMostRows);
+  const auto table = [](const Gradient& g) {
+    return g.sum == Sum::none || g.sum == Sum::per_chunk;
+  };
+  const auto per_row = [](const Gradient& g) { return g.sum != Sum::per_major; };
+  b.problem.runs =
+      runs(b.problem) && table(b.scale) && table(b.shift) && per_row(b.x) && per_row(b.residual);
+  // Of narrow rows there are few bytes per instruction, and runs are long enough: the hardware's
+  // own prefetching suffices.
+  b.grad_out.far = b.grad_out.far && !b.problem.runs && row_bytes(grad) >= 2 * kCacheLine;
   const int64_t chunk_size =
       std::max({divide_up(chunk_rows, rows_each), divide_up(major, kMaxChunks),
                 divide_up(kRowsPerPartial * most_sums, rows_each)});

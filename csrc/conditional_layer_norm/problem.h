@@ -33,7 +33,12 @@ struct Problem {
   int64_t d = 0;
   int64_t width = 0;  // d rounded up so that accumulator rows are whole vectors on every ISA
   float eps = 0.0f;
-  bool all_float32 = false;
+  // x, residual, the output or its gradient and every scale, shift and written gradient that has a
+  // row of its own for each i are all of x's dtype.
+  bool uniform = false;
+  // Rows follow each other along i, and each belongs to one k: all i of one j come before the next
+  // j, so that a scale and a shift serve many rows. Else all j of one i come first.
+  bool runs = false;
   Rows x, residual, scale, shift;  // residual.data may be null
   Rows statistics;                 // where row (i, j) is in mean and rstd; no data
   float* mean = nullptr;           // null: not wanted (forward only)
@@ -90,7 +95,7 @@ inline int64_t gradient_scratch(const Gradient& g, int64_t width) {
 }
 inline int64_t backward_scratch(const Backward& b) {
   const int64_t w = b.problem.width;
-  return (3 + 2 * kWidth) * w + gradient_scratch(b.x, w) + gradient_scratch(b.scale, w) +
+  return (5 + 2 * kWidth) * w + gradient_scratch(b.x, w) + gradient_scratch(b.scale, w) +
          gradient_scratch(b.shift, w) + gradient_scratch(b.residual, w);
 }
 

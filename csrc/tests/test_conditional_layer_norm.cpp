@@ -43,11 +43,11 @@ class Memory {
 
 // x [I, J, d], scale and shift [K, J, d], out [I, K, J, d].
 struct Layout {
-  int64_t d, majors = 5, minors = 7, shared = 3;
+  int64_t d, shared, majors = 37, minors = 7;
   int64_t width = (d + kWidth - 1) / kWidth * kWidth;
   std::vector<int64_t> rows, tables, accumulators, numbers, by_k, out_by_k, sums_by_k, none{0};
 
-  explicit Layout(int64_t d_) : d(d_) {
+  Layout(int64_t d_, int64_t shared_) : d(d_), shared(shared_) {
     for (int64_t j = 0; j < minors; ++j) {
       rows.push_back(j * d);
       accumulators.push_back(j * width);
@@ -90,8 +90,10 @@ struct Results {
   Memory out, grad_x, statistics, partials;
 };
 
-Results run(int64_t d, Kind kind, bool large) {
-  const Layout l(d);
+enum class Order { shared, flat, runs };
+
+Results run(int64_t d, Kind kind, bool large, Order order) {
+  const Layout l(d, order == Order::shared ? 3 : 1);
   const int64_t x_count = l.majors * l.minors * d, table_count = l.shared * l.minors * d;
   const int64_t sums = l.shared * l.minors;
   Random random(static_cast<unsigned long long>(d) * 3 + static_cast<unsigned long long>(kind));
@@ -113,7 +115,8 @@ Results run(int64_t d, Kind kind, bool large) {
   p.d = d;
   p.width = l.width;
   p.eps = 1e-5f;
-  p.all_float32 = kind == Kind::float32;
+  p.uniform = true;
+  p.runs = order == Order::runs;
   p.x = l.at(x.as<void>(), kind, l.minors * d, l.rows.data(), l.none.data());
   p.residual = l.at(residual.as<void>(), kind, l.minors * d, l.rows.data(), l.none.data());
   p.scale = l.at(scale.as<void>(), Kind::float32, 0, l.rows.data(), l.out_by_k.data());
@@ -146,21 +149,41 @@ Results run(int64_t d, Kind kind, bool large) {
 
 }  // namespace
 
+constexpr int64_t kWidths[] = {1, 8, 16, 17, 31, 32, 48, 64, 65, 96, 128, 130, 256, 700};
+
 TEST(layer_norm_large_tensors_have_the_same_bits) {
   for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::float16})
-    for (const int64_t d : {1, 8, 16, 17, 31, 32, 48, 64, 65, 96, 128, 130, 256, 700}) {
-      const Results small = run(d, kind, false), large = run(d, kind, true);
-      CHECK(small.out == large.out);
-      CHECK(small.grad_x == large.grad_x);
-      CHECK(small.statistics == large.statistics);
-      CHECK(small.partials == large.partials);
+    for (const Order order : {Order::shared, Order::runs})
+      for (const int64_t d : kWidths) {
+        const Results small = run(d, kind, false, order), large = run(d, kind, true, order);
+        CHECK(small.out == large.out);
+        CHECK(small.grad_x == large.grad_x);
+        CHECK(small.statistics == large.statistics);
+        CHECK(small.partials == large.partials);
+      }
+}
+
+TEST(layer_norm_orders_of_rows_agree) {
+  for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::float16})
+    for (const int64_t d : kWidths) {
+      const Results flat = run(d, kind, false, Order::flat),
+                    runs = run(d, kind, false, Order::runs);
+      CHECK(flat.out == runs.out);
+      CHECK(flat.grad_x == runs.grad_x);
+      CHECK(flat.statistics == runs.statistics);
+      const Layout l(d, 1);
+      for (int64_t row = 0; row < 2 * l.minors; ++row)
+        for (int64_t c = 0; c < d; ++c) {
+          const int64_t at = row * l.width + c;
+          CHECK_CLOSE(flat.partials.as<float>()[at], runs.partials.as<float>()[at], 1e-4);
+        }
     }
 }
 
 TEST(layer_norm_kernel_normalizes) {
   const int64_t d = 40;
-  const Results r = run(d, Kind::float32, false);
-  const Layout l(d);
+  const Results r = run(d, Kind::float32, false, Order::shared);
+  const Layout l(d, 3);
   // The gradient of every row of x is orthogonal to a constant.
   for (int64_t row = 0; row < l.majors * l.minors; ++row) {
     double sum = 0.0;

@@ -98,6 +98,9 @@ TYPICAL = {
     "rows, a table each": make((B * T, 32), (B * T, 32)),
     "rows shared by the tasks": make((B * T, 1, 32), (T, 32)),
     "task first": make((T, B * M, 32), (T, 1, 32), residual=(T, B * M, 32)),
+    "task first, many tokens": make((2, 3001, 16), (2, 1, 16), residual=(2, 3001, 16)),
+    "task first, one item": make((T, 1, 24), (T, 1, 24), residual=(T, B * M, 24)),
+    "task first, one shift": make((T, B * M, 32), (T, 1, 32), (32,)),
     "sample as condition": make((B, 70, 32), (B, 1, 32), residual=(70, 32)),
     "scale and shift differ in shape": make((B, T, M, 32), (M, 32), (B, T, 1, 32)),
     "one row, many tables": make((32,), (B * T, 32)),
@@ -253,27 +256,34 @@ def test_expanded_upstream_gradients(keep: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shared", [False, True])
-def test_tensors_larger_than_the_caches(dtype: torch.dtype, shared: bool) -> None:
+@pytest.mark.parametrize("layout", ["sample first", "shared by the tasks", "task first"])
+def test_tensors_larger_than_the_caches(dtype: torch.dtype, layout: str) -> None:
     """They are read and written in other ways (prefetched, streamed), with the same bits."""
     batch, d = 80_000 // T, 128
-    shape = (batch, 1, d) if shared else (batch, T, d)
-    case = make(shape, (T, d), residual=shape, dtype=dtype)
+    shape, table, axis = {
+        "sample first": ((batch, T, d), (T, d), 0),
+        "shared by the tasks": ((batch, 1, d), (T, d), 0),
+        "task first": ((T, batch, d), (T, 1, d), 1),
+    }[layout]
+    case = make(shape, table, residual=shape, dtype=dtype)
     out = fused(case)
     upstream = upstream_of(out)
     gradients = case.gradients(out, upstream)
-    for rows in (slice(0, 100), slice(batch - 77, batch)):
+    for start, rows in ((0, 100), (batch - 77, 77)):
         part = Case(
             {
-                n: (t[rows] if n in ("x", "residual") else t).detach().requires_grad_()
+                n: t.detach().narrow(axis, start, rows) if n in ("x", "residual") else t.detach()
                 for n, t in case.tensors.items()
             }
         )
+        for tensor in part.tensors.values():
+            tensor.requires_grad_()
         found = fused(part)
-        assert torch.equal(found, out[rows])
-        for name, gradient in part.gradients(found, upstream[rows]).items():
+        assert torch.equal(found, out.narrow(axis, start, rows))
+        upstream_part = upstream.narrow(axis, start, rows)
+        for name, gradient in part.gradients(found, upstream_part).items():
             if name in ("x", "residual"):
-                assert torch.equal(gradient, gradients[name][rows]), name
+                assert torch.equal(gradient, gradients[name].narrow(axis, start, rows)), name
     assert bool(torch.isfinite(out).all())
 
 
@@ -416,6 +426,29 @@ def test_nan_stays_in_its_row(poison: float, d: int, dtype: torch.dtype) -> None
         assert bool(found["scale"][~tasks].isnan().all())
         assert torch.equal(found["scale"][tasks], expected["scale"][tasks])
         assert torch.equal(found["shift"], expected["shift"])
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("d", [17, 32])
+def test_nan_stays_in_its_row_and_task(d: int) -> None:
+    case = make((T, B, d), (T, 1, d), residual=(T, B, d))
+    healthy = fused(case)
+    upstream = upstream_of(healthy)
+    expected = case.gradients(healthy, upstream)
+    with torch.no_grad():
+        case.tensors["x"][2, 11, d // 2] = float("nan")
+    out = fused(case)
+    sick = torch.zeros(T, B, dtype=torch.bool)
+    sick[2, 11] = True
+    assert bool(out[sick].isnan().all())
+    assert torch.equal(out[~sick], healthy[~sick])
+    found = case.gradients(out, upstream)
+    assert bool(found["x"][sick].isnan().all())
+    assert torch.equal(found["x"][~sick], expected["x"][~sick])
+    tasks = torch.arange(T) != 2
+    assert bool(found["scale"][2].isnan().all())
+    assert torch.equal(found["scale"][tasks], expected["scale"][tasks])
+    assert torch.equal(found["shift"], expected["shift"])
 
 
 def test_nan_in_scale_shift_and_upstream() -> None:
