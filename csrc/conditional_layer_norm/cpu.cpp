@@ -386,14 +386,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
                                                     bool need_x, bool need_scale, bool need_shift,
                                                     bool need_residual) {
   const Inputs in = check(x, scale, shift, residual);
-  const Shape out = with_last(in.out, in.d);
-  require(shape_of(grad_out) == out,
-          "grad_out: expected shape " + text(out) + ", found " + text(shape_of(grad_out)));
-  for (const Tensor* t : {&mean, &rstd})
-    require(t->scalar_type() == ScalarType::Float && t->is_contiguous() && shape_of(*t) == in.u,
-            "mean, rstd: expected contiguous float32 of shape " + text(in.u) + ", found shape " +
-                text(shape_of(*t)));
-
+  check_backward(in, grad_out, mean, rstd);
   const bool empty = product(in.out) == 0;
   const auto result = [&](bool needed, const Tensor& of) {
     if (!needed) return torch::stable::new_empty(of, {0});

@@ -126,9 +126,9 @@ bool takes_vectors(const kernel::Operand& o, int dims) {
 }
 
 kernel::Rows rows_of(const Inputs& in, const Loops& loops, const Tensor* grad) {
-  require(loops.size() <= kernel::kMaxDims,
-          "x: expected leading dimensions that merge into at most 8 loops, found " +
-              std::to_string(loops.size()));
+  if (loops.size() > kernel::kMaxDims)
+    fail("x: expected leading dimensions that merge into at most 8 loops, found " +
+         std::to_string(loops.size()));
   kernel::Rows p;
   p.d = static_cast<int>(in.d);
   p.dims = std::max<int>(1, static_cast<int>(loops.size()));
@@ -164,8 +164,9 @@ kernel::Operand result(const Tensor& t) {
 Inputs check(const Tensor& x, const Tensor& scale, const Tensor& shift,
              const std::optional<Tensor>& residual) {
   Inputs in = check_inputs(x, scale, shift, residual);
-  require(in.d <= kMaxWidth, "x: expected d <= " + std::to_string(kMaxWidth) + " on CUDA, found " +
-                                 std::to_string(in.d));
+  if (in.d > kMaxWidth)
+    fail("x: expected d <= " + std::to_string(kMaxWidth) + " on CUDA, found " +
+         std::to_string(in.d));
   return in;
 }
 
@@ -376,15 +377,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
                                                     bool need_x, bool need_scale, bool need_shift,
                                                     bool need_residual) {
   const Inputs in = check(x, scale, shift, residual);
-  const Shape out = with_last(in.out, in.d);
-  kind_of("grad_out", grad_out.scalar_type());
-  require(shape_of(grad_out) == out,
-          "grad_out: expected shape " + text(out) + ", found " + text(shape_of(grad_out)));
-  for (const Tensor* t : {&mean, &rstd})
-    require(t->scalar_type() == ScalarType::Float && t->is_contiguous() && shape_of(*t) == in.u,
-            "mean, rstd: expected contiguous float32 of shape " + text(in.u) + ", found shape " +
-                text(shape_of(*t)));
-
+  check_backward(in, grad_out, mean, rstd);
   const bool empty = product(in.out) == 0;
   const auto gradient = [&](bool needed, const Tensor& of) {
     if (!needed) return torch::stable::new_empty(of, {0});

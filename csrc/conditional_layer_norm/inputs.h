@@ -31,24 +31,25 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(t.sizes().begin(), t.sizes().end());
 }
 
-inline void require(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error("mtlfast: " + message);
+// Called where something is wrong: to make a message takes longer than to check all shapes.
+[[noreturn]] inline void fail(const std::string& message) {
+  throw std::runtime_error("mtlfast: " + message);
 }
 
 inline Kind kind_of(const char* argument, ScalarType type) {
   if (type == ScalarType::Float) return Kind::float32;
   if (type == ScalarType::BFloat16) return Kind::bfloat16;
-  require(type == ScalarType::Half,
-          std::string(argument) + ": expected float32, bfloat16 or float16");
+  if (type != ScalarType::Half)
+    fail(std::string(argument) + ": expected float32, bfloat16 or float16");
   return Kind::float16;
 }
 
 // The dtype that the op's argument `out_kind` names.
 inline ScalarType dtype_of(int64_t out_kind) {
   constexpr ScalarType kDtypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
-  require(out_kind >= 0 && out_kind < 3,
-          "out_kind: expected 0 (float32), 1 (bfloat16) or 2 (float16), found " +
-              std::to_string(out_kind));
+  if (out_kind < 0 || out_kind > 2)
+    fail("out_kind: expected 0 (float32), 1 (bfloat16) or 2 (float16), found " +
+         std::to_string(out_kind));
   return kDtypes[out_kind];
 }
 
@@ -61,8 +62,8 @@ inline Shape broadcast_leading(const Shape& a, const Shape& b, const char* argum
   for (size_t i = 0; i < rank; ++i) {
     const int64_t na = i + a.size() >= rank ? a[i + a.size() - rank] : 1;
     const int64_t nb = i + b.size() >= rank ? b[i + b.size() - rank] : 1;
-    require(na == nb || na == 1 || nb == 1, std::string(argument) + ": shape " + text(b) +
-                                                " does not broadcast against " + text(a));
+    if (na != nb && na != 1 && nb != 1)
+      fail(std::string(argument) + ": shape " + text(b) + " does not broadcast against " + text(a));
     result[i] = na == 1 ? nb : na;
   }
   return result;
@@ -112,16 +113,17 @@ struct Inputs {
 inline Inputs check_inputs(const Tensor& x, const Tensor& scale, const Tensor& shift,
                            const std::optional<Tensor>& residual) {
   const auto last = [](const char* name, const Tensor& t) {
-    require(t.dim() >= 1, std::string(name) + ": expected at least one dimension, found none");
+    if (t.dim() < 1) fail(std::string(name) + ": expected at least one dimension, found none");
     kind_of(name, t.scalar_type());
     return t.size(t.dim() - 1);
   };
   Inputs in{x, scale, shift, residual, last("x", x), leading(x), {}};
-  require(in.d >= 1, "x: expected a last dimension of at least 1, found 0");
+  if (in.d < 1) fail("x: expected a last dimension of at least 1, found 0");
   const auto same = [&](const char* name, const Tensor& t) {
     const int64_t d = last(name, t);
-    require(d == in.d, std::string(name) + ": expected last dimension " + std::to_string(in.d) +
-                           ", found " + std::to_string(d));
+    if (d != in.d)
+      fail(std::string(name) + ": expected last dimension " + std::to_string(in.d) + ", found " +
+           std::to_string(d));
   };
   same("scale", scale);
   same("shift", shift);
@@ -137,6 +139,19 @@ inline Inputs check_inputs(const Tensor& x, const Tensor& scale, const Tensor& s
   in.shift = unit_last_stride(shift);
   if (residual) in.residual = unit_last_stride(*residual);
   return in;
+}
+
+// What the backward is given besides the inputs.
+inline void check_backward(const Inputs& in, const Tensor& grad_out, const Tensor& mean,
+                           const Tensor& rstd) {
+  kind_of("grad_out", grad_out.scalar_type());
+  const Shape out = with_last(in.out, in.d);
+  if (shape_of(grad_out) != out)
+    fail("grad_out: expected shape " + text(out) + ", found " + text(shape_of(grad_out)));
+  for (const Tensor* t : {&mean, &rstd})
+    if (t->scalar_type() != ScalarType::Float || !t->is_contiguous() || shape_of(*t) != in.u)
+      fail("mean, rstd: expected contiguous float32 of shape " + text(in.u) + ", found shape " +
+           text(shape_of(*t)));
 }
 
 }  // namespace conditional_layer_norm

@@ -100,10 +100,16 @@ def check_arguments(
         raise bad("eps", "a finite number of at least 0", eps)
 
 
+_INT = frozenset((int,))  # a graph's shapes have other sizes, to be compared with care
+
+
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape that two shapes broadcast to as in NumPy, or None."""
-    rank = max(len(a), len(b))
     traced = torch.compiler.is_compiling()
+    # The usual case, and most of what a call with few rows would take without it.
+    if not traced and _INT.issuperset(map(type, a + b)) and a[max(len(a) - len(b), 0) :] == b:
+        return a
+    rank = max(len(a), len(b))
     shape = []
     for m, n in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
         if not traced and type(m) is int and type(n) is int:
