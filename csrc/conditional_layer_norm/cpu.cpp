@@ -40,6 +40,7 @@ constexpr int64_t kEnoughChunks = 64;      // ... chunks for every thread
 constexpr int64_t kRowsPerPartial = 8;     // rows of output per row of partial sums, at least
 constexpr int64_t kMaxChunks = 1024;       // bounds the memory of the partial sums
 constexpr int64_t kGrainElements = 16384;  // elements that are worth waking a thread
+constexpr int64_t kManyRows = 32;          // rows that make up for converting one
 constexpr int64_t kEnoughMajor = 64;       // a dimension this long gives every thread work
 
 constexpr int64_t kCacheLine = 64;
@@ -270,7 +271,8 @@ class Loops {
 
 // Scale or shift. A table that serves many rows is converted once instead of for every row.
 Tensor parameter(const Tensor& t, const Inputs& in) {
-  if (t.scalar_type() == ScalarType::Float || product(leading(t)) * 4 > product(in.out)) return t;
+  const bool serves_many = product(leading(t)) * kManyRows <= product(in.out);
+  if (t.scalar_type() == ScalarType::Float || !serves_many) return t;
   return torch::stable::to(t, ScalarType::Float);
 }
 
@@ -424,7 +426,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
     Gradient g;
     if (!needed) return g;
     g = loops.gradient(operand, to, over_shared, width);
-    if (g.sum == Sum::direct)
+    if (g.sum != Sum::per_chunk)
       b.problem.uniform = b.problem.uniform && uniform(b.problem, {&g.rows});
     if (g.sum == Sum::per_chunk) {
       g.partial = partials_per_chunk;

@@ -173,10 +173,12 @@ struct Sums {
   const Gradient* gradient;
   float* recent = nullptr;
   float* total = nullptr;
-  int64_t floats = 0;
+  int64_t width, floats = 0;
   int64_t until_fold = 0;
+  bool folded = false;  // whether `total` holds anything
 
-  Sums(const Gradient& g, int64_t width, float* partials, float*& scratch) : gradient(&g) {
+  Sums(const Gradient& g, int64_t row, float* partials, float*& scratch)
+      : gradient(&g), width(row) {
     if (g.sum != Sum::per_major && g.sum != Sum::per_chunk) return;
     floats = g.count * width;
     until_fold = g.fold_every;
@@ -199,6 +201,7 @@ struct Sums {
       store(total + c, load(total + c) + load(recent + c));
     clear(recent);
     until_fold = gradient->fold_every;
+    folded = true;
   }
 
   // Adds value(v) to the row at `at`.
@@ -216,16 +219,21 @@ struct Sums {
     if (until_fold <= 0) fold();
   }
 
-  void end_of_major(int64_t i, int64_t width, int64_t d) {
+  template <int kKind, int NV>
+  MTLFAST_INLINE void end_of_major(const Columns<NV>& columns, int64_t i) {
     if (gradient->sum != Sum::per_major) return;
-    fold();
-    const Columns<0> columns(d);
-    for (int64_t r = 0; r < gradient->count; ++r) {
-      const float* from = total + r * width;
-      write_row<kAnyKind>(columns, gradient->rows, i * gradient->rows.step + gradient->flush[r],
-                          [&](int64_t v) { return load(from + v * kLanes); });
+    const float* sums = recent;
+    if (folded) {
+      fold();
+      sums = total;
     }
-    clear(total);
+    for (int64_t r = 0; r < gradient->count; ++r)
+      write_row<kKind>(columns, gradient->rows, i * gradient->rows.step + gradient->flush[r],
+                       [&](int64_t v) { return load(sums + r * width + v * kLanes); });
+    clear(recent);
+    if (folded) clear(total);
+    folded = false;
+    until_fold = gradient->fold_every;
   }
 
   void end_of_chunk() {
@@ -271,9 +279,7 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
   auto at = Position<kRuns>::first(p, begin, end), ahead = at.after(block_rows(p.d));
   while (at.valid()) {
     const int64_t left = kRuns ? end - at.i : (end - at.i) * p.minor - at.j;
-    int count = static_cast<int>(left < block ? left : block);
-    // Sums per major index are complete before the next index begins.
-    if (sums_per_major && count > p.minor - at.j) count = static_cast<int>(p.minor - at.j);
+    const int count = static_cast<int>(left < block ? left : block);
     if (kRuns) {
       load_parameter<kKind>(columns, scale, at.in(scale), factor);
       columns.each([&](int64_t v, auto) {
@@ -336,6 +342,10 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
           to_scale.added(last - first);
           to_shift.added(last - first);
         }
+        if (sums_per_major && row.j == p.minor - 1) {
+          to_scale.template end_of_major<kKind>(columns, row.i);
+          to_shift.template end_of_major<kKind>(columns, row.i);
+        }
       }
       if (!wants_u) continue;
       RowSum<NV> total, product;
@@ -380,13 +390,11 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
                       d_u);
         to_x.added(1);
         to_residual.added(1);
+        if (sums_per_major && row.j == p.minor - 1) {
+          to_x.template end_of_major<kKind>(columns, row.i);
+          to_residual.template end_of_major<kKind>(columns, row.i);
+        }
       }
-    }
-    if (sums_per_major && row.j == 0) {
-      to_x.end_of_major(at.i, width, p.d);
-      to_scale.end_of_major(at.i, width, p.d);
-      to_shift.end_of_major(at.i, width, p.d);
-      to_residual.end_of_major(at.i, width, p.d);
     }
     at = row;
   }

@@ -197,6 +197,8 @@ def _backward(
     needs_x, needs_scale, needs_shift, needs_residual = needed = ctx.needs_input_grad[:4]
     # Of one shape, x and the residual have one gradient: that of their sum.
     shared = residual is not None and (residual.shape, residual.dtype) == (x.shape, x.dtype)
+    # The gradient of a shift with a row for every row of the output is that of the output.
+    same = needs_shift and (shift.shape, shift.dtype) == (grad_out.shape, grad_out.dtype)
     grads = op(
         grad_out,
         x,
@@ -207,11 +209,13 @@ def _backward(
         rstd,
         needs_x or (shared and needs_residual),
         needs_scale,
-        needs_shift,
+        needs_shift and not same,
         needs_residual and not shared,
     )
     if shared:
         grads = (*grads[:3], grads[0])
+    if same:
+        grads = (*grads[:2], grad_out, grads[3])
     found = (grad if need else None for grad, need in zip(grads, needed, strict=True))
     return (*found, None, None, None)
 
