@@ -307,19 +307,25 @@ Problem problem(const Loops& loops, const Inputs& in, double eps) {
   return p;
 }
 
-// Whether all rows that are read or written for every i have x's dtype.
+// Whether all rows but those of scale and shift have x's dtype.
 bool uniform(const Problem& p, std::initializer_list<const Rows*> written) {
   const auto fits = [&](const Rows& r) { return r.kind == p.x.kind; };
   bool all = p.residual.data == nullptr || fits(p.residual);
-  for (const Rows* table : {&p.scale, &p.shift}) all = all && (table->step == 0 || fits(*table));
   for (const Rows* rows : written) all = all && fits(*rows);
   return all;
 }
 
-// Whether rows are taken in the order that Problem::runs describes. Decided by shapes, not strides,
-// for sums depend on it.
-bool runs(const Problem& p) {
-  return p.shared == 1 && p.scale.step == 0 && p.shift.step == 0 && p.statistics.step == 1;
+// Decided by shapes, not strides, for sums depend on it.
+Order order(const Problem& p) {
+  if (p.shared > 1) return Order::flat;
+  if (p.scale.step == 0 && p.shift.step == 0 && p.statistics.step == 1) return Order::along_major;
+  const auto depends_on_minor = [&](const Rows& table) {
+    return std::any_of(table.by_minor, table.by_minor + p.minor,
+                       [](int64_t at) { return at != 0; });
+  };
+  if (p.minor >= kWidth && !depends_on_minor(p.scale) && !depends_on_minor(p.shift))
+    return Order::along_minor;
+  return Order::flat;
 }
 
 class Scratch {
@@ -371,7 +377,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
   }
   const Rows rows = loops.result(kOut, out);
   p.uniform = uniform(p, {&rows});
-  p.runs = runs(p);
+  p.order = order(p);
   const auto kernel = MTLFAST_SELECT_ISA(conditional_layer_norm_forward);
   const int64_t grain = divide_up(kGrainElements, p.minor * p.shared * p.d);
   torch::stable::parallel_for(0, loops.major.size, grain, [&](int64_t begin, int64_t end) {
@@ -443,15 +449,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   const int64_t major = loops.major.size, rows_each = b.problem.minor * b.problem.shared;
   const int64_t least_rows = std::clamp(kChunkElements / in.d, kFewestRows, kEnoughRows);
   const int64_t chunk_rows = std::clamp(product(in.out) / kEnoughChunks, least_rows, kMostRows);
-  const auto table = [](const Gradient& g) {
-    return g.sum == Sum::none || g.sum == Sum::per_chunk;
+  Order& order_of = b.problem.order;
+  order_of = order(b.problem);
+  const auto any = [&](Sum sum) {
+    return b.x.sum == sum || b.residual.sum == sum || b.scale.sum == sum || b.shift.sum == sum;
   };
-  const auto per_row = [](const Gradient& g) { return g.sum != Sum::per_major; };
-  b.problem.runs =
-      runs(b.problem) && table(b.scale) && table(b.shift) && per_row(b.x) && per_row(b.residual);
-  // Of narrow rows there are few bytes per instruction, and runs are long enough: the hardware's
-  // own prefetching suffices.
-  b.grad_out.far = b.grad_out.far && !b.problem.runs && row_bytes(grad) >= 2 * kCacheLine;
+  const bool direct_tables = b.scale.sum == Sum::direct || b.shift.sum == Sum::direct;
+  if (direct_tables || (order_of == Order::along_major && any(Sum::per_major)))
+    order_of = Order::flat;
+  // Of narrow rows there are few bytes per instruction, and along the major index rows follow each
+  // other for long enough: the hardware's own prefetching suffices.
+  b.grad_out.far =
+      b.grad_out.far && order_of != Order::along_major && row_bytes(grad) >= 2 * kCacheLine;
   const int64_t chunk_size =
       std::max({divide_up(chunk_rows, rows_each), divide_up(major, kMaxChunks),
                 divide_up(kRowsPerPartial * most_sums, rows_each)});

@@ -13,9 +13,10 @@ namespace {
 
 using namespace conditional_layer_norm;
 
-// A row (i, j) of u, with i in [begin, end); the order is that of Problem::runs.
-template <bool kRuns>
+// A row (i, j) of u, with i in [begin, end).
+template <Order kOrder>
 struct Position {
+  static constexpr bool kMajorFirst = kOrder == Order::along_major;
   int64_t i, j, begin, end, minor;
 
   static Position first(const Problem& p, int64_t begin, int64_t end) {
@@ -23,14 +24,14 @@ struct Position {
   }
   MTLFAST_INLINE bool valid() const { return i < end && j < minor; }
   MTLFAST_INLINE void next() {
-    if (kRuns ? ++i == end : ++j == minor) {
-      i = kRuns ? begin : i + 1;
-      j = kRuns ? j + 1 : 0;
+    if (kMajorFirst ? ++i == end : ++j == minor) {
+      i = kMajorFirst ? begin : i + 1;
+      j = kMajorFirst ? j + 1 : 0;
     }
   }
   MTLFAST_INLINE Position after(int64_t rows) const {
     Position p = *this;
-    if (kRuns) {
+    if (kMajorFirst) {
       const int64_t n = i - begin + rows;
       p.i = begin + n % (end - begin);
       p.j = j + n / (end - begin);
@@ -40,6 +41,12 @@ struct Position {
       p.j = n % minor;
     }
     return p;
+  }
+  // Rows from here on that may be in one block.
+  MTLFAST_INLINE int64_t left() const {
+    if (kOrder == Order::along_major) return end - i;
+    if (kOrder == Order::along_minor) return minor - j;
+    return (end - i) * minor - j;
   }
   MTLFAST_INLINE int64_t in(const Rows& r) const { return i * r.step + r.by_minor[j]; }
 };
@@ -54,21 +61,17 @@ MTLFAST_INLINE void load_u(const Columns<NV>& columns, const Rows& x, const Rows
                   [&](int64_t v, Vec a, auto) { u.put(v, u.get(v) + a); });
 }
 
-// A row of scale or shift. Tables may have a dtype of their own.
-template <int kKind, int NV>
+// A row of scale or shift, which may have a dtype of their own.
+template <int NV>
 MTLFAST_INLINE void load_parameter(const Columns<NV>& columns, const Rows& rows, int64_t start,
                                    Buffer<NV>& to) {
-  const auto put = [&](int64_t v, Vec a, auto) { to.put(v, a); };
-  if (kKind == kAnyKind || rows.step == 0)
-    read_row<kAnyKind>(columns, rows, start, put);
-  else
-    read_row<kKind>(columns, rows, start, put);
+  read_row<kAnyKind>(columns, rows, start, [&](int64_t v, Vec a, auto) { to.put(v, a); });
 }
 
 // Rows are taken a block at a time and, wherever there is one number per row, one row per lane:
 // sums over the columns, square roots and divisions are then a few instructions for kLanes rows. A
 // block has several such groups, so that the latencies of one are hidden behind another.
-template <int NV, int kKind, bool kRuns>
+template <int NV, int kKind, Order kOrder>
 void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, float* scratch) {
   const Columns<NV> columns(p.d);
   const int64_t width = p.width, block = block_rows(p.d);
@@ -76,15 +79,15 @@ void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, f
   float* const rows = scratch + 2 * width;
   const Vec inverse_d = broadcast(1.0f / static_cast<float>(p.d)), eps = broadcast(p.eps);
   const Rows x = p.x, residual = p.residual, scale = p.scale, shift = p.shift, out = result;
-  const int64_t shared = kRuns ? 1 : p.shared;
+  constexpr bool kTogether = kOrder != Order::flat;
+  const int64_t shared = kTogether ? 1 : p.shared;
   constexpr bool kInPlace = NV > 0 && kKind == static_cast<int>(Kind::float32);
   float means[kMostBlockRows], rstds[kMostBlockRows];
   const float* u_at[kMostBlockRows];  // float32 rows that need no sum are read where they are
 
-  auto at = Position<kRuns>::first(p, begin, end), ahead = at.after(block);
+  auto at = Position<kOrder>::first(p, begin, end), ahead = at.after(block);
   while (at.valid()) {
-    const int64_t left = kRuns ? end - at.i : (end - at.i) * p.minor - at.j;
-    const int count = static_cast<int>(left < block ? left : block);
+    const int count = static_cast<int>(at.left() < block ? at.left() : block);
     auto row = at;
 #pragma GCC unroll 1
     for (int r = 0; r < count; ++r, row.next()) {
@@ -132,9 +135,9 @@ void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, f
       store(rstds + first, broadcast(1.0f) / square_root(relu(variance) + eps));
     }
 
-    if (kRuns) {
-      load_parameter<kKind>(columns, scale, at.in(scale), g);
-      load_parameter<kKind>(columns, shift, at.in(shift), b);
+    if (kTogether) {
+      load_parameter(columns, scale, at.in(scale), g);
+      load_parameter(columns, shift, at.in(shift), b);
     }
     row = at;
 #pragma GCC unroll 1
@@ -156,9 +159,9 @@ void forward(const Problem& p, const Rows& result, int64_t begin, int64_t end, f
       }
       const int64_t out_at = row.in(out);
       for (int64_t k = 0; k < shared; ++k) {
-        if (!kRuns) {
-          load_parameter<kKind>(columns, scale, row.in(scale) + scale.by_shared[k], g);
-          load_parameter<kKind>(columns, shift, row.in(shift) + shift.by_shared[k], b);
+        if (!kTogether) {
+          load_parameter(columns, scale, row.in(scale) + scale.by_shared[k], g);
+          load_parameter(columns, shift, row.in(shift) + shift.by_shared[k], b);
         }
         put_row<kKind>(columns, out, out_at + out.by_shared[k],
                        [&](int64_t v) { return n.get(v) * g.get(v) + b.get(v); });
@@ -251,7 +254,7 @@ MTLFAST_INLINE void emit(const Columns<NV>& columns, const Gradient& g, Sums& su
     sums.add(columns, at, value);
 }
 
-template <int NV, int kKind, bool kRuns>
+template <int NV, int kKind, Order kOrder>
 void backward(const Backward& problem, int64_t begin, int64_t end, float* partials,
               float* scratch) {
   const Problem& p = problem.problem;
@@ -272,16 +275,16 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
   const bool wants_u = d_x.sum != Sum::none || d_residual.sum != Sum::none;
   const bool sums_per_major = d_x.sum == Sum::per_major || d_residual.sum == Sum::per_major ||
                               d_scale.sum == Sum::per_major || d_shift.sum == Sum::per_major;
-  const int64_t shared = kRuns ? 1 : p.shared;
+  constexpr bool kTogether = kOrder != Order::flat;
+  const int64_t shared = kTogether ? 1 : p.shared;
   Vec sums[kLanes] = {}, products[kLanes] = {};
   float averages[kLanes], slopes[kLanes];
 
-  auto at = Position<kRuns>::first(p, begin, end), ahead = at.after(block_rows(p.d));
+  auto at = Position<kOrder>::first(p, begin, end), ahead = at.after(block_rows(p.d));
   while (at.valid()) {
-    const int64_t left = kRuns ? end - at.i : (end - at.i) * p.minor - at.j;
-    const int count = static_cast<int>(left < block ? left : block);
-    if (kRuns) {
-      load_parameter<kKind>(columns, scale, at.in(scale), factor);
+    const int count = static_cast<int>(at.left() < block ? at.left() : block);
+    if (kTogether) {
+      load_parameter(columns, scale, at.in(scale), factor);
       columns.each([&](int64_t v, auto) {
         scale_sum.put(v, zero());
         shift_sum.put(v, zero());
@@ -307,7 +310,7 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
         ahead.next();
       }
       const int64_t grad_at = row.in(grad_out);
-      if constexpr (kRuns) {
+      if constexpr (kTogether) {
         read_row<kKind>(columns, grad_out, grad_at, [&](int64_t v, Vec a, auto) {
           sum.put(v, a * factor.get(v));
           scale_sum.put(v, scale_sum.get(v) + a * n.get(v));
@@ -320,7 +323,7 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
             read_row<kKind>(columns, grad_out, grad_at + grad_out.by_shared[k],
                             [&](int64_t v, Vec a, auto) { g.put(v, a); });
             if (wants_u) {
-              load_parameter<kKind>(columns, scale, row.in(scale) + scale.by_shared[k], factor);
+              load_parameter(columns, scale, row.in(scale) + scale.by_shared[k], factor);
               columns.each(
                   [&](int64_t v, auto) { sum.put(v, sum.get(v) + g.get(v) * factor.get(v)); });
             }
@@ -360,15 +363,19 @@ void backward(const Backward& problem, int64_t begin, int64_t end, float* partia
       products[r] = product.get();
     }
 
-    if (kRuns && d_scale.sum != Sum::none) {
+    if (kTogether && d_scale.sum != Sum::none) {
       to_scale.add(columns, d_scale.rows.by_minor[at.j],
                    [&](int64_t v) { return scale_sum.get(v); });
       to_scale.added(count);
     }
-    if (kRuns && d_shift.sum != Sum::none) {
+    if (kTogether && d_shift.sum != Sum::none) {
       to_shift.add(columns, d_shift.rows.by_minor[at.j],
                    [&](int64_t v) { return shift_sum.get(v); });
       to_shift.added(count);
+    }
+    if (kOrder == Order::along_minor && at.j + count == p.minor) {
+      to_scale.template end_of_major<kKind>(columns, at.i);
+      to_shift.template end_of_major<kKind>(columns, at.i);
     }
     if (wants_u) {
       store(averages, sum_each(sums) * inverse_d);
@@ -416,16 +423,27 @@ constexpr int kFloat32 = static_cast<int>(Kind::float32),
               kBfloat16 = static_cast<int>(Kind::bfloat16);
 
 #define MTLFAST_BY_ORDER(kernel, vectors, kind, problem, ...) \
-  (problem).runs ? kernel<vectors, kind, true>(__VA_ARGS__)   \
-                 : kernel<vectors, kind, false>(__VA_ARGS__)
+  switch ((problem).order) {                                  \
+    case Order::flat:                                         \
+      kernel<vectors, kind, Order::flat>(__VA_ARGS__);        \
+      break;                                                  \
+    case Order::along_major:                                  \
+      kernel<vectors, kind, Order::along_major>(__VA_ARGS__); \
+      break;                                                  \
+    case Order::along_minor:                                  \
+      kernel<vectors, kind, Order::along_minor>(__VA_ARGS__); \
+      break;                                                  \
+  }
 
+// Mixed dtypes and float16 are rare enough to have the most general kernel alone.
 #define MTLFAST_BY_KIND(kernel, vectors, problem, ...)                  \
-  if ((problem).uniform && (problem).x.kind == Kind::float32)           \
-    MTLFAST_BY_ORDER(kernel, vectors, kFloat32, problem, __VA_ARGS__);  \
-  else if ((problem).uniform && (problem).x.kind == Kind::bfloat16)     \
-    MTLFAST_BY_ORDER(kernel, vectors, kBfloat16, problem, __VA_ARGS__); \
-  else                                                                  \
-    MTLFAST_BY_ORDER(kernel, vectors, kAnyKind, problem, __VA_ARGS__);
+  if ((problem).uniform && (problem).x.kind == Kind::float32) {         \
+    MTLFAST_BY_ORDER(kernel, vectors, kFloat32, problem, __VA_ARGS__)   \
+  } else if ((problem).uniform && (problem).x.kind == Kind::bfloat16) { \
+    MTLFAST_BY_ORDER(kernel, vectors, kBfloat16, problem, __VA_ARGS__)  \
+  } else {                                                              \
+    kernel<vectors, kAnyKind, Order::flat>(__VA_ARGS__);                \
+  }
 
 #if defined(__SANITIZE_ADDRESS__)  // these builds take minutes: one of each kind is enough
 #define MTLFAST_BY_WIDTH(kernel, problem, ...)         \

@@ -27,18 +27,24 @@ struct Rows {
   bool stream = false;  // results only: too large to stay in the caches, write past them
 };
 
+// In which order rows are taken. Where consecutive rows have one scale and shift, and one k, those
+// and the sums that are their gradients stay in registers.
+enum class Order : int32_t {
+  flat,         // all j of one i, then the next i; every row may have its own
+  along_major,  // all i of one j, then the next j: scale and shift depend on j alone
+  along_minor   // all j of one i, then the next i: scale and shift depend on i alone
+};
+
 struct Problem {
   int64_t minor = 1;
   int64_t shared = 1;
   int64_t d = 0;
   int64_t width = 0;  // d rounded up so that accumulator rows are whole vectors on every ISA
   float eps = 0.0f;
-  // x, residual, the output or its gradient and every scale, shift and written gradient that has a
-  // row of its own for each i are all of x's dtype.
+  // x, residual, the output or its gradient and the gradients that are written row by row are all
+  // of x's dtype; scale and shift may have their own.
   bool uniform = false;
-  // Rows follow each other along i, and each belongs to one k: all i of one j come before the next
-  // j, so that a scale and a shift serve many rows. Else all j of one i come first.
-  bool runs = false;
+  Order order = Order::flat;
   Rows x, residual, scale, shift;  // residual.data may be null
   Rows statistics;                 // where row (i, j) is in mean and rstd; no data
   float* mean = nullptr;           // null: not wanted (forward only)

@@ -41,11 +41,11 @@ class Memory {
   char* start_;
 };
 
-// x [I, J, d], scale and shift [K, J, d], out [I, K, J, d].
+// x [I, J, d], out [I, K, J, d]; scale and shift [K, J, d], or [I, 1, d] per sample.
 struct Layout {
-  int64_t d, shared, majors = 37, minors = 7;
+  int64_t d, shared, majors = 37, minors = 21;
   int64_t width = (d + kWidth - 1) / kWidth * kWidth;
-  std::vector<int64_t> rows, tables, accumulators, numbers, by_k, out_by_k, sums_by_k, none{0};
+  std::vector<int64_t> rows, accumulators, numbers, out_by_k, sums_by_k, none;
 
   Layout(int64_t d_, int64_t shared_) : d(d_), shared(shared_) {
     for (int64_t j = 0; j < minors; ++j) {
@@ -87,26 +87,36 @@ void fill(Random& random, const Memory& memory, Kind kind, int64_t count) {
 }
 
 struct Results {
-  Memory out, grad_x, statistics, partials;
+  Memory out, grad_x, statistics, sums;
 };
 
-enum class Order { shared, flat, runs };
+struct Arrangement {
+  int64_t shared;  // K
+  bool per_sample;
+  Order order;
+};
+constexpr Arrangement kShared{3, false, Order::flat};
 
-Results run(int64_t d, Kind kind, bool large, Order order) {
-  const Layout l(d, order == Order::shared ? 3 : 1);
-  const int64_t x_count = l.majors * l.minors * d, table_count = l.shared * l.minors * d;
+Results run(int64_t d, Kind kind, bool large, Arrangement arranged) {
+  const Layout l(d, arranged.shared);
+  const bool per_sample = arranged.per_sample;
+  const int64_t x_count = l.majors * l.minors * d;
+  const int64_t table_count = (per_sample ? l.majors : l.shared * l.minors) * d;
   const int64_t sums = l.shared * l.minors;
+  // Rows that differ from sample to sample have the dtype of x.
+  const Kind table_kind = per_sample ? kind : Kind::float32;
   Random random(static_cast<unsigned long long>(d) * 3 + static_cast<unsigned long long>(kind));
   const Memory x(x_count * size_of(kind)), residual(x_count * size_of(kind));
-  const Memory scale(table_count * 4), shift(table_count * 4);
+  const Memory scale(table_count * size_of(table_kind)), shift(table_count * size_of(table_kind));
   const Memory grad(x_count * l.shared * size_of(kind));
   fill(random, x, kind, x_count);
   fill(random, residual, kind, x_count);
-  fill(random, scale, Kind::float32, table_count);
-  fill(random, shift, Kind::float32, table_count);
+  fill(random, scale, table_kind, table_count);
+  fill(random, shift, table_kind, table_count);
   fill(random, grad, kind, x_count * l.shared);
   Results r{Memory(x_count * l.shared * size_of(kind)), Memory(x_count * size_of(kind)),
-            Memory(2 * l.majors * l.minors * 4), Memory(2 * sums * l.width * 4)};
+            Memory(2 * l.majors * l.minors * 4),
+            Memory(2 * (per_sample ? table_count : sums * l.width) * 4)};
 
   Backward b;
   Problem& p = b.problem;
@@ -116,11 +126,15 @@ Results run(int64_t d, Kind kind, bool large, Order order) {
   p.width = l.width;
   p.eps = 1e-5f;
   p.uniform = true;
-  p.runs = order == Order::runs;
+  p.order = arranged.order;
   p.x = l.at(x.as<void>(), kind, l.minors * d, l.rows.data(), l.none.data());
   p.residual = l.at(residual.as<void>(), kind, l.minors * d, l.rows.data(), l.none.data());
-  p.scale = l.at(scale.as<void>(), Kind::float32, 0, l.rows.data(), l.out_by_k.data());
-  p.shift = l.at(shift.as<void>(), Kind::float32, 0, l.rows.data(), l.out_by_k.data());
+  const auto table = [&](const Memory& of) {
+    return per_sample ? l.at(of.as<void>(), kind, d, l.none.data(), l.none.data())
+                      : l.at(of.as<void>(), Kind::float32, 0, l.rows.data(), l.out_by_k.data());
+  };
+  p.scale = table(scale);
+  p.shift = table(shift);
   p.statistics = l.at(nullptr, Kind::float32, l.minors, l.numbers.data(), l.none.data());
   p.mean = r.statistics.as<float>();
   p.rstd = p.mean + l.majors * l.minors;
@@ -131,19 +145,29 @@ Results run(int64_t d, Kind kind, bool large, Order order) {
   b.x.sum = Sum::direct;
   b.x.rows = p.x;
   b.x.rows.data = r.grad_x.as<void>();
-  b.scale.sum = Sum::per_chunk;
-  b.scale.count = sums;
-  b.scale.rows = l.at(nullptr, Kind::float32, 0, l.accumulators.data(), l.sums_by_k.data());
-  b.scale.fold_every = 32 * sums;
-  b.shift = b.scale;
-  b.shift.partial = sums * l.width;
+  if (per_sample) {  // the sums are the gradients themselves
+    b.scale.sum = Sum::per_major;
+    b.scale.count = 1;
+    b.scale.rows = l.at(r.sums.as<void>(), kind, d, l.none.data(), l.none.data());
+    b.scale.flush = l.none.data();
+    b.scale.fold_every = 16;
+    b.shift = b.scale;
+    b.shift.rows.data = r.sums.as<char>() + table_count * size_of(kind);
+  } else {
+    b.scale.sum = Sum::per_chunk;
+    b.scale.count = sums;
+    b.scale.rows = l.at(nullptr, Kind::float32, 0, l.accumulators.data(), l.sums_by_k.data());
+    b.scale.fold_every = 32 * sums;
+    b.shift = b.scale;
+    b.shift.partial = sums * l.width;
+  }
   p.x.far = p.residual.far = b.grad_out.far = large;
   out.stream = b.x.rows.stream = large && d * size_of(kind) % 64 == 0;
 
   const Memory scratch(4 * (forward_scratch(p) + backward_scratch(b)));
   MTLFAST_SELECT_ISA(conditional_layer_norm_forward)(p, out, 0, l.majors, scratch.as<float>());
   MTLFAST_SELECT_ISA(conditional_layer_norm_backward)
-  (b, 0, l.majors, r.partials.as<float>(), scratch.as<float>());
+  (b, 0, l.majors, r.sums.as<float>(), scratch.as<float>());
   return r;
 }
 
@@ -153,36 +177,47 @@ constexpr int64_t kWidths[] = {1, 8, 16, 17, 31, 32, 48, 64, 65, 96, 128, 130, 2
 
 TEST(layer_norm_large_tensors_have_the_same_bits) {
   for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::float16})
-    for (const Order order : {Order::shared, Order::runs})
+    for (const Arrangement& arranged : {kShared, Arrangement{1, false, Order::along_major},
+                                        Arrangement{1, true, Order::along_minor}})
       for (const int64_t d : kWidths) {
-        const Results small = run(d, kind, false, order), large = run(d, kind, true, order);
+        const Results small = run(d, kind, false, arranged), large = run(d, kind, true, arranged);
         CHECK(small.out == large.out);
         CHECK(small.grad_x == large.grad_x);
         CHECK(small.statistics == large.statistics);
-        CHECK(small.partials == large.partials);
+        CHECK(small.sums == large.sums);
       }
 }
 
 TEST(layer_norm_orders_of_rows_agree) {
   for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::float16})
-    for (const int64_t d : kWidths) {
-      const Results flat = run(d, kind, false, Order::flat),
-                    runs = run(d, kind, false, Order::runs);
-      CHECK(flat.out == runs.out);
-      CHECK(flat.grad_x == runs.grad_x);
-      CHECK(flat.statistics == runs.statistics);
-      const Layout l(d, 1);
-      for (int64_t row = 0; row < 2 * l.minors; ++row)
-        for (int64_t c = 0; c < d; ++c) {
-          const int64_t at = row * l.width + c;
-          CHECK_CLOSE(flat.partials.as<float>()[at], runs.partials.as<float>()[at], 1e-4);
+    for (const bool per_sample : {false, true})
+      for (const int64_t d : kWidths) {
+        const Order other = per_sample ? Order::along_minor : Order::along_major;
+        const Results flat = run(d, kind, false, {1, per_sample, Order::flat});
+        const Results found = run(d, kind, false, {1, per_sample, other});
+        CHECK(flat.out == found.out);
+        CHECK(flat.grad_x == found.grad_x);
+        CHECK(flat.statistics == found.statistics);
+        const Layout l(d, 1);
+        const int64_t count = per_sample ? 2 * l.majors * d : 2 * l.minors * l.width;
+        const bool in_float32 = !per_sample || kind == Kind::float32;
+        for (int64_t at = 0; at < count; ++at) {
+          const auto sum = [&](const Results& r) {
+            if (in_float32) return r.sums.as<float>()[at];
+            const uint16_t half = r.sums.as<uint16_t>()[at];
+            return kind == Kind::bfloat16 ? portable::bf16_to_float(half)
+                                          : portable::f16_to_float(half);
+          };
+          const double rounding = in_float32 ? 1e-5 : kind == Kind::bfloat16 ? 8e-3 : 1e-3;
+          const double expected = sum(flat);
+          CHECK_CLOSE(sum(found), expected, rounding * (10.0 + std::abs(expected)));
         }
-    }
+      }
 }
 
 TEST(layer_norm_kernel_normalizes) {
   const int64_t d = 40;
-  const Results r = run(d, Kind::float32, false, Order::shared);
+  const Results r = run(d, Kind::float32, false, kShared);
   const Layout l(d, 3);
   // The gradient of every row of x is orthogonal to a constant.
   for (int64_t row = 0; row < l.majors * l.minors; ++row) {

@@ -102,6 +102,8 @@ TYPICAL = {
     "task first, one item": make((T, 1, 24), (T, 1, 24), residual=(T, B * M, 24)),
     "task first, one shift": make((T, B * M, 32), (T, 1, 32), (32,)),
     "sample as condition": make((B, 70, 32), (B, 1, 32), residual=(70, 32)),
+    "sample as condition, many samples": make((301, 20, 16), (301, 1, 16), residual=(301, 1, 16)),
+    "sample as condition, one shift": make((70, 49, 24), (70, 1, 24), (24,)),
     "scale and shift differ in shape": make((B, T, M, 32), (M, 32), (B, T, 1, 32)),
     "one row, many tables": make((32,), (B * T, 32)),
     "one vector": make((32,), (32,), residual=(32,)),
@@ -430,24 +432,26 @@ def test_nan_stays_in_its_row(poison: float, d: int, dtype: torch.dtype) -> None
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("d", [17, 32])
-def test_nan_stays_in_its_row_and_task(d: int) -> None:
-    case = make((T, B, d), (T, 1, d), residual=(T, B, d))
+@pytest.mark.parametrize("tables", [T, 100], ids=["a table per task", "a table per sample"])
+def test_nan_stays_in_its_row_and_table(d: int, tables: int) -> None:
+    rows, shape = (tables, B), (tables, B, d)
+    case = make(shape, (tables, 1, d), residual=shape)
     healthy = fused(case)
     upstream = upstream_of(healthy)
     expected = case.gradients(healthy, upstream)
     with torch.no_grad():
         case.tensors["x"][2, 11, d // 2] = float("nan")
     out = fused(case)
-    sick = torch.zeros(T, B, dtype=torch.bool)
+    sick = torch.zeros(rows, dtype=torch.bool)
     sick[2, 11] = True
     assert bool(out[sick].isnan().all())
     assert torch.equal(out[~sick], healthy[~sick])
     found = case.gradients(out, upstream)
     assert bool(found["x"][sick].isnan().all())
     assert torch.equal(found["x"][~sick], expected["x"][~sick])
-    tasks = torch.arange(T) != 2
+    others = torch.arange(tables) != 2
     assert bool(found["scale"][2].isnan().all())
-    assert torch.equal(found["scale"][tasks], expected["scale"][tasks])
+    assert torch.equal(found["scale"][others], expected["scale"][others])
     assert torch.equal(found["shift"], expected["shift"])
 
 
