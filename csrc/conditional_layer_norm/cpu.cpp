@@ -315,17 +315,33 @@ bool uniform(const Problem& p, std::initializer_list<const Rows*> written) {
   return all;
 }
 
-// Decided by shapes, not strides, for sums depend on it.
+bool one_per_major(const Problem& p, const Rows& table) {
+  return std::all_of(table.by_minor, table.by_minor + p.minor, [](int64_t at) { return at == 0; });
+}
+
+// The order of the forward. Not strides decide but sizes, and zero strides of expanded tables.
 Order order(const Problem& p) {
   if (p.shared > 1) return Order::flat;
   if (p.scale.step == 0 && p.shift.step == 0 && p.statistics.step == 1) return Order::along_major;
-  const auto depends_on_minor = [&](const Rows& table) {
-    return std::any_of(table.by_minor, table.by_minor + p.minor,
-                       [](int64_t at) { return at != 0; });
-  };
-  if (p.minor >= kWidth && !depends_on_minor(p.scale) && !depends_on_minor(p.shift))
+  if (p.minor >= kWidth && one_per_major(p, p.scale) && one_per_major(p, p.shift))
     return Order::along_minor;
   return Order::flat;
+}
+
+// The order of the backward. An expanded table has one row in memory, but its gradient has them
+// all.
+Order order(const Backward& b) {
+  const Order wanted = order(b.problem);
+  const auto any = [&](Sum sum) {
+    return b.x.sum == sum || b.residual.sum == sum || b.scale.sum == sum || b.shift.sum == sum;
+  };
+  for (const Gradient* table : {&b.scale, &b.shift}) {
+    if (table->sum == Sum::none) continue;
+    if (table->sum == Sum::direct) return Order::flat;
+    if (wanted == Order::along_minor && !one_per_major(b.problem, table->rows)) return Order::flat;
+  }
+  if (wanted == Order::along_major && any(Sum::per_major)) return Order::flat;
+  return wanted;
 }
 
 class Scratch {
@@ -449,18 +465,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, cons
   const int64_t major = loops.major.size, rows_each = b.problem.minor * b.problem.shared;
   const int64_t least_rows = std::clamp(kChunkElements / in.d, kFewestRows, kEnoughRows);
   const int64_t chunk_rows = std::clamp(product(in.out) / kEnoughChunks, least_rows, kMostRows);
-  Order& order_of = b.problem.order;
-  order_of = order(b.problem);
-  const auto any = [&](Sum sum) {
-    return b.x.sum == sum || b.residual.sum == sum || b.scale.sum == sum || b.shift.sum == sum;
-  };
-  const bool direct_tables = b.scale.sum == Sum::direct || b.shift.sum == Sum::direct;
-  if (direct_tables || (order_of == Order::along_major && any(Sum::per_major)))
-    order_of = Order::flat;
+  b.problem.order = order(b);
   // Of narrow rows there are few bytes per instruction, and along the major index rows follow each
   // other for long enough: the hardware's own prefetching suffices.
   b.grad_out.far =
-      b.grad_out.far && order_of != Order::along_major && row_bytes(grad) >= 2 * kCacheLine;
+      b.grad_out.far && b.problem.order != Order::along_major && row_bytes(grad) >= 2 * kCacheLine;
   const int64_t chunk_size =
       std::max({divide_up(chunk_rows, rows_each), divide_up(major, kMaxChunks),
                 divide_up(kRowsPerPartial * most_sums, rows_each)});

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import tolerance
 import torch
-from layer_norm_cases import HALF, NAMES, WIDTHS, Case, fuzz, make, plain
+from layer_norm_cases import HALF, NAMES, WIDTHS, Case, expanded, fuzz, make, plain
 from torch import Tensor
 
 from mtlfast import _extension, ops, reference
@@ -242,6 +242,20 @@ def test_expanded_inputs() -> None:
     }
     found = ops.conditional_layer_norm(**expanded, backend="cpu")
     assert torch.equal(found, fused(case).expand(B, T, M, 24))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("tables", [(1, 20, 16), (40, 1, 16), (40, 20, 16)])
+@pytest.mark.parametrize("names", [("scale",), ("shift",), ("scale", "shift")])
+def test_gradients_of_expanded_tables(
+    names: tuple[str, ...], tables: tuple[int, ...], dim: int
+) -> None:
+    """One row in memory, a row of the gradient for each of its uses."""
+    for others in (tables, (40, 1, 16)):
+        case = make((40, 20, 16), *((tables if n in names else others) for n in NAMES[1:3]))
+        for name in names:
+            case.tensors[name] = expanded(case.tensors[name], dim)
+        check_tolerance(case)
 
 
 @pytest.mark.parametrize("keep", [(), (-1,), (0,), (0, 2), (1, 2, -1)])

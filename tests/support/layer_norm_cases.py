@@ -67,8 +67,14 @@ def make(
     return Case(tensors)
 
 
+def expanded(t: Tensor, dim: int) -> Tensor:
+    """A leaf of the same shape whose elements along ``dim`` are one in memory."""
+    one = t.detach().narrow(dim, 0, min(1, t.shape[dim]))
+    return one.expand(t.shape).requires_grad_()
+
+
 def fuzz(seed: int, dtype: torch.dtype = torch.float32) -> Case:
-    """Random leading dimensions, present or broadcast in each input; sometimes empty."""
+    """Random leading dimensions, present, broadcast or expanded in each input; sometimes empty."""
     source = random.Random(seed)
     longest = source.choice((3, 8, 70, 300))
     full = [source.randint(1, longest) for _ in range(source.randint(0, 4))]
@@ -86,4 +92,8 @@ def fuzz(seed: int, dtype: torch.dtype = torch.float32) -> Case:
         return (*sizes, d)
 
     residual = shape() if source.random() < 0.5 else None
-    return make(shape(), shape(), shape(), residual, dtype=dtype, seed=seed)
+    case = make(shape(), shape(), shape(), residual, dtype=dtype, seed=seed)
+    for name, t in case.tensors.items():
+        if t.dim() > 1 and source.random() < 0.2:
+            case.tensors[name] = expanded(t, source.randrange(t.dim() - 1))
+    return case
