@@ -164,8 +164,10 @@ struct LookupArguments {
     for (const int32_t f : hash.crosses.last)
       last_places_.push_back(f * static_cast<int32_t>(l.columns()));
     l.last_place = last_places_.data();
-    codebook_ =
-        codebook.stride(2) == 1 || l.width == 1 ? codebook : torch::stable::contiguous(codebook);
+    // A stride of 0 between books says that there is one: books that are expanded are copied.
+    const bool as_it_is = (codebook.stride(2) == 1 || l.width == 1) &&
+                          (codebook.size(0) == 1 || codebook.stride(0) != 0);
+    codebook_ = as_it_is ? codebook : torch::stable::contiguous(codebook);
     l.codebook = codebook_->const_data_ptr();
     l.row_stride = codebook_->stride(1);
     l.book_stride = codebook.size(0) > 1 ? codebook_->stride(0) : 0;

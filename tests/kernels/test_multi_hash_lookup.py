@@ -16,6 +16,7 @@ import pytest
 import tolerance
 import torch
 from gpu import poisoned_memory  # noqa: F401 (a fixture)
+from leaves import dense, expanded
 from multi_hash_cases import CHECK_VALUES, Case, check_arguments, crosses_of, make, plain
 from torch import Tensor
 
@@ -343,6 +344,20 @@ def test_strides_change_nothing(kind: str, backend: str) -> None:
     expected = case.gradients(out, upstream)
     for name, found in other.gradients(same, strided(upstream, kind)).items():
         assert torch.equal(found, expected[name]), name
+
+
+def test_expanded_inputs(backend: str) -> None:
+    case = on_device(make(3, 3, 50, private=True, pair_weights="shared", codeword_weights=True))
+    for name, t in case.tensors.items():
+        tensors = {**case.tensors, name: expanded(t, 0)}
+        copies = {n: dense(t) for n, t in tensors.items()}
+        other, same = (Case(case.ids, each, case.options) for each in (tensors, copies))
+        out, expected = fused(other, backend), fused(same, backend)
+        assert torch.equal(out, expected)
+        upstream = upstream_of(out).to(gpu.DEVICE)
+        truth = same.gradients(expected, upstream)
+        for of, found in other.gradients(out, upstream).items():
+            assert torch.equal(found, truth[of]), (name, of)
 
 
 def test_expanded_upstream_gradients(backend: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import tolerance
 import torch
 from interest_cases import FLOATING, Case, fuzz, make, nan_like, subsets
+from leaves import dense, expanded
 from torch import Tensor
 
 from mtlfast import _extension, ops, reference
@@ -419,14 +420,17 @@ def test_any_strides(how: str, dtype: torch.dtype) -> None:
 
 
 def test_expanded_inputs() -> None:
-    case = make([[4, 4, 4]])
-    expanded = case.with_tensors(
-        target=case.tensors["target"][:1].detach().expand(3, 16),
-        values=case.tensors["values"][:1].detach().expand(12, 16),
-        scale=case.tensors["scale"][:1, :, :1].detach().expand(2, 1, 4, 16),
-    )
-    contiguous = expanded.to(torch.float32)
-    assert torch.equal(fused(expanded), fused(contiguous))
+    case = make([[4, 1, 0, 4]])
+    for name, t in case.tensors.items():
+        for dim in range(t.dim()):
+            other = case.with_tensors(**{name: expanded(t, dim)})
+            same = case.with_tensors(**{name: dense(other.tensors[name])})
+            out, expected = fused(other), fused(same)
+            assert torch.equal(out, expected)
+            upstream = upstream_of(case, out)
+            truth = same.gradients(expected, upstream)
+            for of, found in other.gradients(out, upstream).items():
+                assert torch.equal(found, truth[of]), (name, dim, of)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

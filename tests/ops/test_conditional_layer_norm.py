@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import tolerance
 import torch
-from layer_norm_cases import HALF, NAMES, WIDTHS, Case, expanded, fuzz, make, plain
+from layer_norm_cases import HALF, NAMES, WIDTHS, Case, fuzz, make, plain
+from leaves import expanded
 from torch import Tensor
 
 from mtlfast import _extension, ops, reference

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tolerance
 import torch
+from leaves import dense, expanded
 from torch import Tensor
 
 import mtlfast
@@ -54,6 +55,18 @@ def test_agrees_with_the_reference(shape: Any, shared: tuple[int, ...]) -> None:
     for i in shared:  # one input of all networks, as in the first layer
         inputs[i] = inputs[i][:1]
     check_against_reference(inputs, torch.randn(shape))
+
+
+def test_expanded_inputs() -> None:
+    inputs = make(3, 80, 24)
+    upstream = torch.randn(3, 80, 24)
+    for i, t in enumerate(inputs):
+        for dim in range(t.dim()):
+            given = [*inputs[:i], expanded(t, dim), *inputs[i + 1 :]]
+            found = run(ops.gated_cross, given, upstream, backend="cpu")
+            truth = run(ops.gated_cross, [dense(t) for t in given], upstream, backend="cpu")
+            for one, other in zip(found, truth, strict=True):
+                assert torch.equal(one, other), (NAMES[i], dim)
 
 
 def test_large_inputs_saturate_the_gate() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tolerance
 import torch
+from leaves import dense, expanded
 from multi_hash_cases import (
     CHECK_VALUES,
     SIPHASH_CHECK_VALUES,
@@ -320,6 +321,24 @@ def test_strides_change_nothing(kind: str, private: bool) -> None:
     for gradient in (upstream, strided(upstream, kind)):
         for name, found in other.gradients(fused(other), gradient).items():
             assert torch.equal(found, expected[name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": False}, {"sparse_grad": True}], ids=str)
+@pytest.mark.parametrize("private", [False, True])
+def test_expanded_inputs(options: dict[str, Any], private: bool) -> None:
+    case = make(30, 6, 50, 16, private=private, pair_weights="shared", codeword_weights=True)
+    for name, t in case.tensors.items():
+        for dim in range(t.dim() - 1):
+            tensors = {**case.tensors, name: expanded(t, dim)}
+            copies = {n: dense(t) for n, t in tensors.items()}
+            every_option = {**case.options, **options}
+            other, same = (Case(case.ids, each, every_option) for each in (tensors, copies))
+            out, expected = fused(other), fused(same)
+            assert torch.equal(out, expected)
+            upstream = torch.randn_like(out)
+            truth = same.gradients(expected, upstream)
+            for of, found in other.gradients(out, upstream).items():
+                assert torch.equal(found.to_dense(), truth[of].to_dense()), (name, dim, of)
 
 
 def test_expanded_upstream_gradients() -> None:

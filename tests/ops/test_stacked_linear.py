@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tolerance
 import torch
+from leaves import dense, expanded
 from torch import Tensor
 
 import mtlfast
@@ -42,6 +43,20 @@ SHAPES = [
     (2, 1, 2, 16, 16),
     (1, 40, 5, 3, 1),
 ]
+
+
+def test_expanded_inputs() -> None:
+    inputs = make(2, 80, 4, 24, 40)
+    upstream = torch.randn(4, 80, 24)
+    for i, t in enumerate(inputs):
+        assert t is not None
+        for dim in range(t.dim()):
+            given = [*inputs[:i], expanded(t, dim), *inputs[i + 1 :]]
+            found = run(ops.stacked_linear, given, upstream, backend="cpu")
+            copies = [None if t is None else dense(t) for t in given]
+            truth = run(ops.stacked_linear, copies, upstream, backend="cpu")
+            for one, other in zip(found, truth, strict=True):
+                assert torch.equal(one, other), (NAMES[i], dim)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

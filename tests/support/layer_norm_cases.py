@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from leaves import expanded
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
@@ -65,12 +66,6 @@ def make(
     if residual is not None:
         tensors["residual"] = leaf(residual, 0.0)
     return Case(tensors)
-
-
-def expanded(t: Tensor, dim: int) -> Tensor:
-    """A leaf of the same shape whose elements along ``dim`` are one in memory."""
-    one = t.detach().narrow(dim, 0, min(1, t.shape[dim]))
-    return one.expand(t.shape).requires_grad_()
 
 
 def fuzz(seed: int, dtype: torch.dtype = torch.float32) -> Case:
