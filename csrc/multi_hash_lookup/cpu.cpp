@@ -164,13 +164,12 @@ struct LookupArguments {
     for (const int32_t f : hash.crosses.last)
       last_places_.push_back(f * static_cast<int32_t>(l.columns()));
     l.last_place = last_places_.data();
-    // A stride of 0 between books says that there is one: books that are expanded are copied.
-    const bool as_it_is = (codebook.stride(2) == 1 || l.width == 1) &&
-                          (codebook.size(0) == 1 || codebook.stride(0) != 0);
-    codebook_ = as_it_is ? codebook : torch::stable::contiguous(codebook);
+    codebook_ =
+        codebook.stride(2) == 1 || l.width == 1 ? codebook : torch::stable::contiguous(codebook);
     l.codebook = codebook_->const_data_ptr();
     l.row_stride = codebook_->stride(1);
-    l.book_stride = codebook.size(0) > 1 ? codebook_->stride(0) : 0;
+    l.private_books = codebook.size(0) > 1;
+    l.book_stride = l.private_books ? codebook_->stride(0) : 0;
     const int64_t bytes = codebook.numel() * static_cast<int64_t>(codebook.element_size());
     l.fetch_ahead = bytes > kNearCache;
     if (codebook_->is_contiguous()) move_to_huge_pages(l.codebook, bytes);
@@ -339,7 +338,7 @@ class CodebookGradient {
     // Where few entries are in tables they are few altogether, or the codebook is: near at hand
     // without this.
     const bool one_behind_other =
-        l.book_stride == 0 ||
+        !l.private_books ||
         l.book_stride == l.row_stride * static_cast<int64_t>(l.hashing.num_codewords);
     if (one_behind_other && l.fetch_ahead && 2 * sorted_.in_tables() > sorted_.size())
       pair_weights_ = weights.from_entries();
@@ -556,7 +555,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sparse(
   gradient->run();
   const auto n = static_cast<int64_t>(l.hashing.num_codewords);
   std::fill(books, numbers, 0);
-  for (int64_t i = 0, book = 0; l.book_stride != 0 && i < rows; ++i) {
+  for (int64_t i = 0, book = 0; l.private_books && i < rows; ++i) {
     while (numbers[i] >= (book + 1) * n) ++book;
     books[i] = book;
     numbers[i] -= book * n;

@@ -35,9 +35,10 @@ struct Lookup {
   const void* codebook = nullptr;
   Kind kind = Kind::float32;
   int64_t width = 0;
-  int64_t row_stride = 0;    // in elements, as book_stride
-  int64_t book_stride = 0;   // 0: all hash functions share one
-  bool fetch_ahead = false;  // the codebook does not stay in a near cache
+  int64_t row_stride = 0;      // in elements, as book_stride
+  int64_t book_stride = 0;     // between the books of two hash functions; 0 where they share one
+  bool private_books = false;  // a book, and a gradient, for each hash function
+  bool fetch_ahead = false;    // the codebook does not stay in a near cache
   // [P]: where in a sample's output, pooled, the last field of a cross starts.
   const int32_t* last_place = nullptr;
   bool pool = true;  // out [B, F, m * width], else [B, P, m * width]

@@ -40,7 +40,7 @@ class SortedEntries {
   template <class HashBlock, class Parallel>
   SortedEntries(const Lookup& lookup, bool keep_empty, const HashBlock& hash_block,
                 const Parallel& parallel)
-      : hashing_(lookup.hashing), is_private_(lookup.book_stride != 0) {
+      : hashing_(lookup.hashing), is_private_(lookup.private_books) {
     const Hashing& h = hashing_;
     const int64_t elements = h.elements(), total = h.batch * elements;
     num_rows_ = static_cast<int64_t>(h.num_codewords) * (is_private_ ? h.num_hashes : 1);

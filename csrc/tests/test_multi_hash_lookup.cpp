@@ -141,6 +141,7 @@ TEST(entries_are_in_order_and_complete) {
         Shape{1, 1000, 0, 1000}}) {
     Example e(shape.batch, 7, 2, shape.vocabulary, shape.n, 3, false);
     e.lookup.book_stride = shape.book;
+    e.lookup.private_books = shape.book != 0;
     const Hashing& h = e.lookup.hashing;
     const auto hash_block = [&](int64_t block, uint32_t* to) {
       const std::vector<uint32_t> indices = e.block(block);
