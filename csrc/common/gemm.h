@@ -36,25 +36,37 @@ struct GemmTile {
 #if defined(__AVX512F__)
 constexpr int kAccumulators = 16;
 constexpr int kMaxVectors = 4;
+constexpr int kChainedRows = 6;
 #elif defined(__AVX2__)
 constexpr int kAccumulators = 12;
 constexpr int kMaxVectors = 2;
+constexpr int kChainedRows = 3;
 #else
 constexpr int kAccumulators = 8;
 constexpr int kMaxVectors = 2;
+constexpr int kChainedRows = 2;
 #endif
+
+// How many sums an element of a product is made of. A product of few columns gets several, as in
+// the library behind PyTorch, which adds up lanes there: one chain of additions would err twice as
+// much. Tiles then have kChainedRows rows.
+template <int NV, int LDA>
+constexpr int kChains = NV == 1 && LDA == kStrided ? 4 : 1;
 
 template <int MR, int NV, int LDA>
 void gemm_tile(const GemmTile& g) {
-  Vec acc[MR][NV];
-#pragma GCC unroll 32
-  for (int m = 0; m < MR; ++m)
+  constexpr int kSums = kChains<NV, LDA>;
+  Vec sums[kSums][MR][NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = zero();
+  for (int s = 0; s < kSums; ++s)
+#pragma GCC unroll 32
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sums[s][m][v] = zero();
   const float* __restrict a = g.a;
   const float* __restrict b = g.b;
   const int64_t a_step = LDA == kTransposed ? g.lda : 1;
-  for (int k = 0; k < g.k; ++k) {
+  const auto add_step = [&](Vec(&sum)[MR][NV]) __attribute__((always_inline)) {
     Vec bv[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) bv[v] = load(b + v * kLanes);
@@ -62,11 +74,26 @@ void gemm_tile(const GemmTile& g) {
     for (int m = 0; m < MR; ++m) {
       const Vec am = broadcast(a[LDA == kTransposed ? m : LDA == kStrided ? m * g.lda : m * LDA]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] += am * bv[v];
+      for (int v = 0; v < NV; ++v) sum[m][v] += am * bv[v];
     }
     a += a_step;
     b += g.ldb;
+  };
+  int k = 0;
+  for (; k + kSums <= g.k; k += kSums) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSums; ++s) add_step(sums[s]);
   }
+  for (; k < g.k; ++k) add_step(sums[0]);
+#pragma GCC unroll 2
+  for (int half = kSums / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+    for (int s = 0; s < half; ++s)
+#pragma GCC unroll 32
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sums[s][m][v] += sums[s + half][m][v];
+  Vec(&acc)[MR][NV] = sums[0];
   // What was there before is added last: sums over many blocks then round once per block, which
   // keeps long contractions as accurate as a blocked library product.
   if (g.bias != nullptr) {
@@ -109,7 +136,7 @@ MTLFAST_INLINE void gemm_tile_rows(int rows, const GemmTile& g) {
 
 template <int NV, int LDA>
 void gemm_columns(int rows, GemmTile g) {
-  constexpr int kTileRows = kAccumulators / NV;
+  constexpr int kTileRows = kChains<NV, LDA> > 1 ? kChainedRows : kAccumulators / NV;
   constexpr int kMaxRows =
       LDA == kStrided && kTileRows > kMaxStridedRows ? kMaxStridedRows : kTileRows;
   const int tiles = (rows + kMaxRows - 1) / kMaxRows;
