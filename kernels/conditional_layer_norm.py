@@ -25,7 +25,10 @@ MAX_D = 4096  # a row is held in registers
 
 _FORWARD_TILE, _BACKWARD_TILE = 2048, 1024  # elements of a tile
 _FEW = 8  # rows of one table row that are added up one by one instead of in a tile
-_REGISTERS = 128  # left to itself, ptxas spills a few bytes in order to use 64 (sm_100)
+# ptxas, left to itself, spills a few bytes in order to use 64 registers (sm_100). A product that is
+# rounded in a mean and not where the mean is taken from it leaves its rounding error, times rstd.
+_BACKWARD_OPTIONS = {"maxnreg": 128, "enable_fp_fusion": False}
+_PARTIALS = {"PARTS": 32, "COLS": 64}  # the tile in which partial sums are added up
 _PROGRAMS = 1024  # programs that sum gradients of scale and shift, about: fixed, not per device
 
 # Sizes change with every batch. Were they specialised, new ones would mean new compilations.
@@ -138,7 +141,7 @@ def _forward(
         u += _tile(residual, _offset(i0, i1, i2, i3, r0, r1, r2, r3, DIMS, ALIGN), cols, mask)
     center = tl.sum(u, 1) / D
     u = tl.where(mask, u - center[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt_rn(tl.sum(u * u, 1) / D + eps)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(u * u, 1) / D + eps))
     a = _tile(scale, _offset(i0, i1, i2, i3, a0, a1, a2, a3, DIMS, ALIGN), cols, mask)
     b = _tile(shift, _offset(i0, i1, i2, i3, b0, b1, b2, b3, DIMS, ALIGN), cols, mask)
     y = a * (u * inverse[:, None]) + b
@@ -577,7 +580,7 @@ class _Launch:
         sizes, strides = _loops.arguments(dims, self.num_operands)
         rows_of = [row for i, row in enumerate(strides) if i != 3]
         options = {
-            "maxnreg": _REGISTERS,
+            **_BACKWARD_OPTIONS,
             "D": self.d,
             "DIMS": max(1, len(dims)),
             "ALIGN": _align(self.pointers[:4], rows_of, self.d),
@@ -631,8 +634,8 @@ class _Launch:
             )
             if chunks > 1:
                 elements = many * self.d
-                _add_partials[(triton.cdiv(elements, 64),)](
-                    *targets, grad_scale, grad_shift, chunks, elements, PARTS=32, COLS=64
+                _add_partials[(triton.cdiv(elements, _PARTIALS["COLS"]),)](
+                    *targets, grad_scale, grad_shift, chunks, elements, **_PARTIALS
                 )
 
 
@@ -668,7 +671,15 @@ _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 def aot_cases(capability: int) -> list[AotCase]:
     """What typical widths, and the largest, compile to; with a residual, which needs the most."""
     widths = {"float32": (16, 32, 64, 128, 1024, MAX_D), "bfloat16": (32, 64)}
-    return [case for dtype, ds in widths.items() for d in ds for case in _aot_cases(d, dtype)]
+    found = [case for dtype, ds in widths.items() for d in ds for case in _aot_cases(d, dtype)]
+    return [*found, *(_partials_case(dtype) for dtype in widths)]
+
+
+def _partials_case(dtype: str) -> AotCase:
+    pointers = dict.fromkeys(("partial_scale", "partial_shift"), "*fp32")
+    pointers |= dict.fromkeys(("grad_scale", "grad_shift"), _TYPES[dtype])
+    signature = pointers | {"chunks": "i32", "elements": "i32"}
+    return AotCase(f"add_partials/{dtype}", _add_partials, signature, dict(_PARTIALS))
 
 
 def _aot_cases(d: int, dtype: str) -> list[AotCase]:
@@ -681,7 +692,7 @@ def _aot_cases(d: int, dtype: str) -> list[AotCase]:
         scalars = set(kernel.arg_names) - set(pointers) - set(constexprs)
         signature = pointers | {n: "fp32" if n == "eps" else "i32" for n in sorted(scalars)}
         name = f"{what}/d{d}/{dtype}"
-        options = {} if kernel is _forward else {"maxnreg": _REGISTERS}
+        options = {} if kernel is _forward else _BACKWARD_OPTIONS
         return AotCase(name, kernel, signature, constexprs, num_warps=num_warps, options=options)
 
     inputs = {"x": kind, "residual": kind, "scale": table}

@@ -181,20 +181,55 @@ _BEFORE_90: dict[tuple[int, bool], dict[str, Launch]] = {
         "weights_backward": Launch(16, 0, 16, 8),
     },
 }
+# float32 with TF32 products, on tensor cores: what differs from exact ones. By padded d; with 128
+# too much would spill, so products stay exact there.
+_TF32: dict[int, dict[str, Launch]] = {
+    16: {
+        "tail_input_backward": Launch(64, 0, 32),
+        "tail_values_backward": Launch(32),
+        "encoder_output_backward": Launch(64, 16, 32, 8),
+        "attention_queries_backward": Launch(64, 32),
+    },
+    32: {
+        "weights_backward": Launch(64, 0, 16, 8),
+        "encoder_output_backward": Launch(16, 32, 32, 8),
+        "attention_queries_backward": Launch(64, 32),
+    },
+    64: {
+        "queries": Launch(64, 0, 0, 8),
+        "tail_output_backward": Launch(32, 0, 32, 8),
+        "weights_backward": Launch(32, 0, 32, 8),
+        "encoder_output_backward": Launch(16, 16, 32),
+        "tokens_backward": Launch(32, 32),
+    },
+}
+_TF32_BEFORE_90: dict[int, dict[str, Launch]] = {
+    64: {
+        "encoder": Launch(32, 32, 16, 8),
+        "tail_output_backward": Launch(32, 0, 16, 8),
+        "encoder_ahead": Launch(32, 0, 32, 8),
+        "encoder_output_backward": Launch(16, 16, 0, 8),
+    },
+}
+MAX_TF32_D = max(_TF32)
 
 
 def config(
-    layout: Layout, dtype: str, capability: int, launches: Mapping[str, Launch] | None = None
+    layout: Layout, products: str, capability: int, launches: Mapping[str, Launch] | None = None
 ) -> Config:
-    """The table. ``dtype`` is that of the products: "float32", "bfloat16" or "float16".
+    """The table. ``products`` are computed in "float32", "tf32", "bfloat16" or "float16".
 
     ``capability`` is the compute capability times ten. ``launches``, by their names in the table,
     replace what it says.
     """
-    key = layout.dp, dtype != "float32"
+    key = layout.dp, products not in ("float32", "tf32")
     found = _USUAL._replace(**_TABLE[key])
     if capability < 90:
         found = found._replace(**_BEFORE_90.get(key, {}))
+    if products == "tf32":
+        found = found._replace(**_TF32[layout.dp])
+        if capability < 90:
+            found = found._replace(**_TF32_BEFORE_90.get(layout.dp, {}))
     found = found._replace(**(launches or {}))
     fitted = (
         launch._replace(hidden=min(launch.hidden, layout.fp), columns=launch.columns or layout.dp)

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from .. import tuned
-from .config import Config, Launch, config
+from .config import MAX_TF32_D, Config, Launch, config
 from .decoder import absorb_queries
 from .layout import Layout
 from .parameters import pack_parameters
@@ -28,9 +28,9 @@ Run = Callable[..., None]  # kernel, grid, its arguments
 # worked out for every launch.
 @cache
 def _config(
-    layout: Layout, dtype: str, capability: int, launches: tuple[tuple[str, Launch], ...]
+    layout: Layout, products: str, capability: int, launches: tuple[tuple[str, Launch], ...]
 ) -> Config:
-    return config(layout, dtype, capability, dict(launches))
+    return config(layout, products, capability, dict(launches))
 
 
 @cache
@@ -71,12 +71,13 @@ class Problem:
         self.dtype = values.dtype
         if launches is None:
             launches = tuned_launches(self.layout, values)
-        self.config = _config(self.layout, _name(values.dtype), capability, tuple(launches.items()))
+        products = _products(values)
+        self.config = _config(self.layout, products, capability, tuple(launches.items()))
         self.query_scale = 1.0 / math.sqrt(values.shape[1] // num_heads)
         self.shared = user_index is not None
         self._constants = {
             **_sizes(self.layout),
-            "PRECISION": _precision(values),
+            "PRECISION": "tf32" if products == "tf32" else "ieee",
             "SHARED": self.shared,
         }
         # Kernels that do not read them still want pointers.
@@ -183,7 +184,7 @@ class Problem:
 def tuning_key(layout: Layout, values: Tensor) -> str:
     """Of the sizes that options depend on."""
     d, d_f, heads = layout
-    return f"conditional_interest/d{d}/df{d_f}/h{heads}/{_name(values.dtype)}"
+    return f"conditional_interest/d{d}/df{d_f}/h{heads}/{_products(values)}"
 
 
 def device_name(values: Tensor) -> str:
@@ -200,20 +201,17 @@ def tuned_launches(layout: Layout, values: Tensor) -> dict[str, Launch]:
     return {name: Launch(*launch) for name, launch in found.items() if name in Config._fields}
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def options(launch: Launch) -> dict[str, int]:
     return {"num_warps": launch.warps, "num_stages": launch.stages}
 
 
-def _precision(values: Tensor) -> str:
-    """float32 products are exact unless torch was asked for TF32."""
-    if not values.is_cuda or values.dtype != torch.float32:
-        return "ieee"
+def _products(values: Tensor) -> str:
+    """What products are computed in: the dtype, or "tf32" where torch was asked for that."""
     # Follows torch's older settings too, while `allow_tf32` raises once this one was used.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    can = values.dtype == torch.float32 and values.shape[1] <= MAX_TF32_D and not values.is_cpu
+    if can and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return str(values.dtype).removeprefix("torch.")
 
 
 @cache

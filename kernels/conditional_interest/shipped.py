@@ -6,6 +6,7 @@ The launches themselves are asked, on tensors without data, with a recorder in p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .launch_backward import backward
 from .launch_forward import forward
 
 _WIDTHS = ((16, 2), (32, 2), (64, 4), (128, 4), (128, 8))  # d, heads; d_f = 4 d
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PRODUCTS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 _POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -31,30 +32,43 @@ _TASKS, _BEHAVIORS, _USERS, _TOKENS = 4, 5, 64, 1000
 def cases(capability: int) -> list[AotCase]:
     found: dict[str, AotCase] = {}
     for d, heads in _WIDTHS:
-        for dtype in _DTYPES:
+        for products in _PRODUCTS:
             for shared in (False, True):
-                if shared and (d, dtype) != (32, "bfloat16"):
+                if shared and (d, products) != (32, "bfloat16"):
                     continue
-                for case in _cases(d, heads, dtype, shared, capability):
-                    found[case.name] = case
+                with _torch_asked_for(products):
+                    for case in _cases(d, heads, products, shared, capability):
+                        found[case.name] = case
     return list(found.values())
 
 
-def _cases(d: int, heads: int, dtype: str, shared: bool, capability: int) -> Iterator[AotCase]:
+@contextmanager
+def _torch_asked_for(products: str) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if products == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _cases(d: int, heads: int, products: str, shared: bool, capability: int) -> list[AotCase]:
     recorded: list[AotCase] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         suffix = "/shared" if shared and constants.get("SHARED") else ""
         if shared and not suffix:
             return
+        if products == "tf32" and constants.get("PRECISION") != "tf32":
+            return  # has no products: the form that "float32" has
         of_many = f"/h{heads}" if d > 64 else ""
-        name = f"{kernel.fn.__name__}/d{d}{of_many}/{dtype}{suffix}"
+        name = f"{kernel.fn.__name__}/d{d}{of_many}/{products}{suffix}"
         recorded.append(_case(name, kernel, arguments, constants))
 
     def empty(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
 
-    io, d_f = _DTYPES[dtype], 4 * d
+    io, d_f = _PRODUCTS[products], 4 * d
     layer = [empty(d, d)] * 4 + [empty(d_f, d), empty(d_f), empty(d, d_f), empty(d)]
     table = empty(_TASKS, _BEHAVIORS, 4, d)
     inputs = (
@@ -69,7 +83,7 @@ def _cases(d: int, heads: int, dtype: str, shared: bool, capability: int) -> Ite
     )
     out, *saved = forward(*inputs, run=record, capability=capability)
     backward(out, *inputs, saved, run=record, capability=capability)
-    return iter(recorded)
+    return recorded
 
 
 def _case(name: str, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> AotCase:

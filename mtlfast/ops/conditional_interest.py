@@ -48,7 +48,8 @@ def conditional_interest(
     float64 runs on the reference. So do, on CPU, ``d`` or ``d_f`` that are not multiples of 8 up to
     256 and 1024, and on GPUs a ``d`` above 128, a ``d_f`` above 1024 or very many narrow heads. On
     CPU results and gradients have the same bits for any number of threads, on GPUs in every run;
-    float32 products on GPUs are exact unless ``torch.backends.cuda.matmul`` allows TF32.
+    float32 products on GPUs are exact unless ``torch.backends.cuda.matmul`` allows TF32 and d is at
+    most 64.
 
     Args:
         sequences: embedded behaviors of ``U`` users, values ``[N, d]``, any strides.

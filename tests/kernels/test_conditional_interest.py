@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import gpu
 import interest_cases
@@ -333,20 +331,23 @@ def matmul_precision() -> Iterator[None]:
 
 @pytest.mark.usefixtures("matmul_precision")
 def test_products_follow_torch_s_precision_however_it_was_set() -> None:
-    from mtlfast.kernels.conditional_interest.problem import _precision
+    from mtlfast.kernels.conditional_interest.problem import _products
 
-    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
-    half: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    assert _precision(on_gpu) == "ieee"
+    elsewhere, half, wide = (
+        torch.empty(3, d, dtype=dtype, device="meta")
+        for d, dtype in ((64, torch.float32), (64, torch.bfloat16), (72, torch.float32))
+    )
+    assert _products(elsewhere) == "float32"
     torch.set_float32_matmul_precision("high")
-    assert (_precision(on_gpu), _precision(half)) == ("tf32", "ieee")
+    assert (_products(elsewhere), _products(half)) == ("tf32", "bfloat16")
+    assert _products(wide) == _products(torch.empty(3, 64)) == "float32"
     torch.set_float32_matmul_precision("highest")
-    assert _precision(on_gpu) == "ieee"
+    assert _products(elsewhere) == "float32"
     torch.backends.cuda.matmul.allow_tf32 = True
-    assert _precision(on_gpu) == "tf32"
+    assert _products(elsewhere) == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert (_precision(on_gpu), _precision(half)) == ("tf32", "ieee")
+    assert (_products(elsewhere), _products(half)) == ("tf32", "bfloat16")
 
 
 # ---- choice of backend ----

@@ -7,6 +7,7 @@ from typing import Any
 import gpu
 import pytest
 import torch
+import torch._dynamo.testing
 from gpu import on_device
 from interest_cases import FLOATING, PARAMETERS, Case, make
 from torch import Tensor

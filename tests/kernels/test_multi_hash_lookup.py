@@ -339,11 +339,11 @@ def test_strides_change_nothing(kind: str, backend: str) -> None:
     other = Case(case.ids.t().contiguous().t(), tensors, case.options)
     out = fused(case, backend)
     same = fused(other, backend)
-    assert torch.equal(same, out)
+    gpu.assert_same_for_any_strides(same, out, backend, "out")
     upstream = upstream_of(out).to(gpu.DEVICE)
     expected = case.gradients(out, upstream)
     for name, found in other.gradients(same, strided(upstream, kind)).items():
-        assert torch.equal(found, expected[name]), name
+        gpu.assert_same_for_any_strides(found, expected[name], backend, name)
 
 
 def test_expanded_inputs(backend: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from interest_cases import FLOATING, PARAMETERS, Case, make
 from torch import Tensor
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from interest_cases import Case
+from torch import Tensor
 
 from mtlfast import _extension
+from mtlfast.ops._backend import interpreting
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -33,6 +35,15 @@ def opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
         stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
         sys.modules["expecttest"] = stand_in
     torch.library.opcheck(op, arguments)
+
+
+def assert_same_for_any_strides(found: Tensor, expected: Tensor, backend: str, name: str) -> None:
+    """The same bits, where the same machine code has run: Triton compiles kernels anew for rows
+    that start at multiples of 16 bytes, and their sums then have another order."""
+    if backend == "triton" and not interpreting():
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)
+    else:
+        assert torch.equal(found, expected), name
 
 
 def on_device(case: Case) -> Case:
